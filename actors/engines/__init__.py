@@ -1,0 +1,1 @@
+"""Engines behind one Protocol: vLLM and the scripted one."""

@@ -1,0 +1,1 @@
+"""Handles: one module per actor that is called; the only place with `.remote`."""

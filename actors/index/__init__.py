@@ -1,0 +1,1 @@
+"""Search indexes: Chroma and BM25, both projections of the document store."""

@@ -1,0 +1,1 @@
+"""Decisions as pure functions and pure state machines: `now` is always an argument."""

@@ -1,0 +1,1 @@
+"""Adapters of durable state: Redis/Valkey and the document store."""

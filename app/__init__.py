@@ -1,0 +1,1 @@
+"""HTTP, YAML, the command line, and which actor talks to which."""

@@ -1,0 +1,1 @@
+"""Wire models (pydantic) and their translation to the domain."""
