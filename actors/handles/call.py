@@ -1,0 +1,74 @@
+"""Calls over Serve handles with a time-out, and errors that are ours.
+
+Everyone in `actors.handles` goes through `result`; nobody else sees Ray's exceptions. An exception raised by
+another actor arrives as `RayTaskError`, whose text is a remote traceback with pid and address: only its cause
+travels on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, NoReturn
+
+from ray import exceptions as ray_errors
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
+
+from actors.errors import DeadlineExceeded, ReplicaGone, ShoalError, Unavailable
+
+# A replica that died, is unreachable or was cancelled under the call: the caller may try elsewhere.
+_GONE = (
+    ray_errors.ActorDiedError,
+    ray_errors.ActorUnavailableError,
+    ray_errors.WorkerCrashedError,
+    ray_errors.NodeDiedError,
+    ray_errors.TaskCancelledError,
+    RequestCancelledError,
+)
+
+
+async def result(response: Awaitable[Any], *, timeout_s: float, what: str) -> Any:
+    """Await one handle response.
+
+    Args:
+        response: what `.remote()` returned.
+        timeout_s: the longest wait; then the call is cancelled.
+        what: the stage's name for messages ("retriever").
+
+    Raises:
+        ShoalError: the callee's own error, or
+            DeadlineExceeded: no answer in time;
+            ReplicaGone: the replica died or left under the call;
+            Unavailable: the deployment has no replica that could answer, or broke.
+    """
+    try:
+        return await asyncio.wait_for(_plain(response), timeout_s)
+    except TimeoutError:
+        raise DeadlineExceeded(f"no answer from the {what} within {timeout_s:g} s") from None
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        raise_ours(error, what)
+
+
+async def _plain(response: Awaitable[Any]) -> Any:
+    return await response
+
+
+def raise_ours(error: Exception, what: str) -> NoReturn:
+    """Raise the `ShoalError` that `error` stands for."""
+    raise ours(error, what) from None
+
+
+def ours(error: BaseException, what: str) -> ShoalError:
+    """The `ShoalError` that an exception from a handle stands for; its text never carries a traceback."""
+    if isinstance(error, ShoalError):
+        return error
+    if isinstance(error, ray_errors.RayTaskError):
+        cause = error.cause
+        return cause if isinstance(cause, ShoalError) else Unavailable(f"the {what} failed")
+    if isinstance(error, _GONE):
+        return ReplicaGone(f"the {what} went away during the call")
+    if isinstance(error, BackPressureError | DeploymentUnavailableError):
+        return Unavailable(f"the {what} is not available", retry_after_s=1.0)
+    return Unavailable(f"the {what} failed")
