@@ -12,6 +12,7 @@ from collections.abc import Awaitable
 from typing import Any, NoReturn
 
 from ray import exceptions as ray_errors
+from ray import serve
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 
 from actors.errors import DeadlineExceeded, ReplicaGone, ShoalError, Unavailable
@@ -42,7 +43,9 @@ async def result(response: Awaitable[Any], *, timeout_s: float, what: str) -> An
             Unavailable: the deployment has no replica that could answer, or broke.
     """
     try:
-        return await asyncio.wait_for(_plain(response), timeout_s)
+        # Not wait_for: on 3.11 it can swallow a cancellation that races with the answer.
+        async with asyncio.timeout(timeout_s):
+            return await response
     except TimeoutError:
         raise DeadlineExceeded(f"no answer from the {what} within {timeout_s:g} s") from None
     except asyncio.CancelledError:
@@ -51,8 +54,12 @@ async def result(response: Awaitable[Any], *, timeout_s: float, what: str) -> An
         raise_ours(error, what)
 
 
-async def _plain(response: Awaitable[Any]) -> Any:
-    return await response
+def deployment_handle(deployment: str, app_name: str) -> Any:
+    """A handle made without asking the controller, which would block the event loop.
+
+    Keep it: every such handle has a router and a long poll of its own, shared by what `.options()` derives.
+    """
+    return serve.get_deployment_handle(deployment, app_name=app_name, _check_exists=False)
 
 
 def raise_ours(error: Exception, what: str) -> NoReturn:

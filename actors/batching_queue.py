@@ -1,0 +1,191 @@
+"""`BatchingQueue`: one actor per model that decides who runs next.
+
+Owns the waiting line and the replicas' credit through the pure `Dispatcher`; nothing waits for capacity
+anywhere else. Gateways send it commands and read their grants from one open stream each; replicas report to
+it twice a second. It is soft state: killed, the next owner learns running work from the replicas and waiting
+tickets from the gateways. Prompts and tokens never pass through it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from actors import telemetry
+from actors.handles import frames
+from actors.handles.outbox import Outbox
+from actors.policies.dispatch import Decision, Dispatcher, DispatchSettings, Granted, Outcome, ReplicaReport
+from actors.policies.load import LoadSnapshot
+from actors.types import ModelCard, PriorityClass
+
+_SWEEP_S = 0.5
+_RATE_WINDOW_S = 10.0
+_log = telemetry.logger("batching_queue")
+
+
+class BatchingQueueConfig(BaseModel):
+    """Bounds of one model's queue."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    look_ahead: int = Field(
+        default=1, ge=0, le=64, description="Sequences granted to a replica beyond what its engine runs."
+    )
+    stale_after_s: float = Field(default=2.0, gt=0, description="Silence after which nothing new is granted.")
+    dead_after_s: float = Field(
+        default=15.0, gt=0, description="Silence after which a replica's credit is gone."
+    )
+    max_waiting: int = Field(default=100_000, ge=1, description="Tickets in line; one more is refused.")
+    expected_start_up_s: float = Field(
+        default=10.0, gt=0, description="Start-up time of a replica until one was measured."
+    )
+
+
+class BatchingQueue:
+    """The queue of the model that the application is named for.
+
+    Args:
+        model: the model's name, for metrics.
+        config: bounds.
+        replicas: handle of the pool; unused here, it makes Serve deploy the pool in this application.
+    """
+
+    def __init__(self, model: str, config: BatchingQueueConfig, replicas: Any = None) -> None:
+        telemetry.configure_logging()
+        self._model = model
+        self._dispatcher = Dispatcher(settings=DispatchSettings(**config.model_dump()))
+        self._gateways: dict[str, Outbox[frames.QueueEvent]] = {}
+        self._card: ModelCard | None = None
+        self._arrivals: deque[float] = deque()
+        self._published: Counter[Outcome] = Counter()
+        self._sweeper: asyncio.Task[None] | None = None
+        del replicas
+
+    async def grants(self, connection: str) -> AsyncIterator[bytes]:
+        """One gateway's grants and refusals, a frame per tick; the open stream is the gateway's life sign."""
+        self._ensure_sweeper()
+        outbox = self._gateways[connection] = Outbox()
+        outbox.put(frames.Hello(self._card))
+        try:
+            async for events in outbox.batches():
+                yield frames.encode(events)
+        finally:
+            self._gateways.pop(connection, None)
+            self._deliver(self._dispatcher.gateway_gone(connection, time.monotonic()))
+
+    async def send(self, connection: str, frame: bytes) -> None:
+        """Take one tick's commands from a gateway."""
+        now = time.monotonic()
+        decisions: list[Decision] = []
+        for command in frames.decode_queue_commands(frame):
+            decisions += self._apply(command, connection, now)
+        self._deliver(decisions)
+
+    async def report(self, frame: bytes) -> None:
+        """Take a replica's report; the first one registers it."""
+        self._ensure_sweeper()
+        report = frames.decode_report(frame)
+        if report.card != self._card:
+            self._card = report.card
+            for outbox in self._gateways.values():
+                outbox.put(frames.Hello(report.card))
+        known = ReplicaReport(
+            replica_id=report.replica_id,
+            max_sequences=report.max_sequences,
+            kv_tokens=report.kv_tokens,
+            running=report.running,
+            start_up_s=report.start_up_s,
+        )
+        self._deliver(self._dispatcher.report(known, time.monotonic()))
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """The load of this model, for `app.scaling`."""
+        return self.load().to_stats()
+
+    def load(self) -> LoadSnapshot:
+        """What waits and runs, in the units of the scaling policy."""
+        now = time.monotonic()
+        dispatcher = self._dispatcher
+        self._forget_arrivals(now)
+        capacity = dispatcher.capacity()
+        per_replica = max(capacity.slots_per_replica, 1)
+        running = dispatcher.running_sequences()
+        mean_s = dispatcher.estimator.mean_service_s if dispatcher.estimator.observed else 0.0
+        return LoadSnapshot(
+            queued=sum(dispatcher.line.count(priority) for priority in PriorityClass),
+            running=running,
+            queued_work_s=dispatcher.line.work_s() / per_replica,
+            running_work_s=running * dispatcher.estimator.mean_service_s / per_replica,
+            arrival_rate_rps=len(self._arrivals) / _RATE_WINDOW_S,
+            work_per_request_s=mean_s / per_replica,
+            oldest_age_s=max(dispatcher.line.oldest_age_s(now, priority) for priority in PriorityClass),
+            replica_concurrency=float(per_replica) if dispatcher.start_up_s is not None else 0.0,
+            start_up_s=dispatcher.start_up_s or 0.0,
+        )
+
+    def conservation(self) -> dict[str, int]:
+        """The terms of accepted = answered + failed + expired + cancelled + refused + in flight."""
+        dispatcher = self._dispatcher
+        ended: dict[str, int] = {o: dispatcher.outcomes[o] for o in sorted(dispatcher.outcomes)}
+        return {"accepted": dispatcher.accepted, "in_flight": dispatcher.in_flight(), **ended}
+
+    def _apply(self, command: frames.QueueCommand, connection: str, now: float) -> list[Decision]:
+        dispatcher = self._dispatcher
+        if isinstance(command, frames.Submit):
+            self._arrivals.append(now)
+            if connection not in self._gateways:
+                return []  # its grants could not be delivered; it submits again over its next connection
+            return dispatcher.submit(command.ticket, connection, now)
+        if isinstance(command, frames.End):
+            return dispatcher.end(command.request_id, command.outcome, now)
+        if command.draining:
+            dispatcher.replica_draining(command.replica_id)
+            return []
+        return dispatcher.replica_gone(command.replica_id, now)
+
+    def _deliver(self, decisions: list[Decision]) -> None:
+        for decision in decisions:
+            outbox = self._gateways.get(decision.gateway_id)
+            if outbox is None:
+                continue  # the gateway left; `gateway_gone` takes care of what it had
+            if isinstance(decision, Granted):
+                outbox.put(frames.Granted(decision.grant))
+            else:
+                outbox.put(frames.Refused(decision.request_id, decision.error.to_wire()))
+                telemetry.count("shoal_refused_total", model=self._model, reason=decision.error.code)
+
+    def _ensure_sweeper(self) -> None:
+        if self._sweeper is None or self._sweeper.done():
+            self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now = time.monotonic()
+            self._deliver(self._dispatcher.sweep(now))
+            self._publish(now)
+
+    def _publish(self, now: float) -> None:
+        dispatcher = self._dispatcher
+        for priority in PriorityClass:
+            labels = {"model": self._model, "class_": priority.value}
+            telemetry.gauge("shoal_queue_depth", dispatcher.line.count(priority), **labels)
+            age_s = dispatcher.line.oldest_age_s(now, priority)
+            telemetry.gauge("shoal_queue_oldest_age_seconds", age_s, **labels)
+        waits_s, dispatcher.waits_s = dispatcher.waits_s, []
+        for priority, wait_s in waits_s:
+            telemetry.observe("shoal_queue_wait_seconds", wait_s, model=self._model, class_=priority.value)
+        for outcome, total in dispatcher.outcomes.items():
+            new = total - self._published[outcome]
+            telemetry.count("shoal_tickets_total", new, model=self._model, outcome=outcome)
+        self._published = Counter(dispatcher.outcomes)
+        telemetry.gauge("shoal_tickets_in_flight", dispatcher.in_flight(), model=self._model)
+
+    def _forget_arrivals(self, now: float) -> None:
+        while self._arrivals and now - self._arrivals[0] > _RATE_WINDOW_S:
+            self._arrivals.popleft()

@@ -1,0 +1,213 @@
+"""A model's `LLMReplica` pool as a gateway sees it: the bus.
+
+Owns one `Bus` per replica: one open Serve stream that carries a frame per engine step with all streams' new
+tokens, and one coalesced call per tick for new requests and cancellations. A bus that breaks is the death of
+its replica; an idle bus whose replica has left the router is closed, so that the replica's drain ends. Which
+replica a request goes to was decided by the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from actors.errors import ReplicaGone, ShoalError, from_wire
+from actors.handles import frames
+from actors.handles.call import deployment_handle, ours, result
+from actors.handles.outbox import Coalescer
+from actors.handles.replica_directory import DIRECTORY
+from actors.handles.token_stream import TokenStream
+from actors.telemetry import logger
+from actors.types import GenerationRequest
+
+LLM_DEPLOYMENT = "LLMReplica"
+_OPEN_TIMEOUT_S = 10.0
+_SEND_TIMEOUT_S = 10.0
+_log = logger("bus")
+
+
+class BusOwner(Protocol):
+    """Who is told about the life of buses."""
+
+    def replica_lost(self, replica_id: str) -> None:
+        """The bus broke: the replica is dead or unreachable."""
+
+    def replica_draining(self, replica_id: str) -> None:
+        """The replica has left the router and finishes its work."""
+
+
+OnEnd = Callable[[ShoalError | None], None]
+
+
+class Bus:
+    """One connection to one replica; made by `ReplicaPool`."""
+
+    def __init__(
+        self, handle: Any, connection: str, replica_id: str, on_close: Callable[[Bus], None]
+    ) -> None:
+        self._app_name: str = handle.app_name
+        self._send_handle = handle.options(method_name="send", _by_reference=False)
+        self._bus_handle = handle.options(method_name="bus", stream=True, _by_reference=False)
+        self._connection = connection
+        self.replica_id = replica_id
+        self._on_close = on_close
+        self._streams: dict[int, TokenStream] = {}
+        self._numbers = itertools.count(1)
+        self._commands: Coalescer[frames.ReplicaCommand] = Coalescer(self._send)
+        self._opened = asyncio.Event()
+        self.broken: ShoalError | None = None
+        self._reader = asyncio.get_running_loop().create_task(self._read())
+
+    async def start(self, request: GenerationRequest, on_end: OnEnd) -> RunningStream:
+        """Start a request on the replica.
+
+        Raises:
+            ReplicaGone: the bus cannot be opened.
+        """
+        if not self._opened.is_set():
+            try:
+                async with asyncio.timeout(_OPEN_TIMEOUT_S):
+                    await self._opened.wait()
+            except TimeoutError:
+                raise ReplicaGone("the replica's bus did not open in time") from None
+        if self.broken is not None:
+            raise self.broken
+        number = next(self._numbers)
+        stream = self._streams[number] = TokenStream(on_end)
+        self._commands.put(frames.Start(number, request))
+        return RunningStream(self, number, stream)
+
+    def drop(self, number: int) -> None:
+        """Cancel a stream that has not ended, down to the engine."""
+        stream = self._streams.pop(number, None)
+        if stream is not None and not stream.ended:
+            self._commands.put(frames.Abort(number))
+
+    def close_if_idle(self) -> None:
+        """Close once nothing runs on it."""
+        if not self._streams:
+            self._reader.cancel()
+
+    async def _read(self) -> None:
+        response = self._bus_handle.remote(self._connection, replica=self.replica_id)
+        error: ShoalError = ReplicaGone("the replica closed its bus")
+        try:
+            async for frame in response:
+                self._opened.set()
+                for event in frames.decode_stream_events(frame):
+                    self._deliver(event)
+        except Exception as caught:  # whatever broke it, the replica cannot be used over this bus
+            error = ReplicaGone(ours(caught, "replica").message)
+        finally:
+            response.cancel()
+            self._close(error)
+
+    def _deliver(self, event: frames.StreamEvent) -> None:
+        stream = self._streams.get(event.stream)
+        if stream is None:
+            return  # cancelled here, its last tokens were under way
+        if event.delta is not None:
+            stream.push(event.delta)
+        if event.error is not None:
+            stream.end(from_wire(event.error))
+        if stream.ended:
+            del self._streams[event.stream]
+            # A replica that has left the router waits for its last bus to close.
+            if not self._streams and not DIRECTORY.knows(self._app_name, self.replica_id):
+                self.close_if_idle()
+
+    def _close(self, error: ShoalError) -> None:
+        self.broken = error
+        self._opened.set()  # who waits for it sees `broken`
+        self._on_close(self)
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.end(error)
+
+    async def _send(self, commands: list[frames.ReplicaCommand]) -> None:
+        call = self._send_handle.remote(self._connection, frames.encode(commands), replica=self.replica_id)
+        try:
+            await result(call, timeout_s=_SEND_TIMEOUT_S, what="replica")
+        except ShoalError as error:
+            _log.warning("bus_send_failed", replica=self.replica_id, reason=error.message)
+            gone = ReplicaGone("the replica could not be reached")
+            for command in commands:  # only these are lost; others run on, over the open bus
+                stream = self._streams.pop(command.stream, None)
+                if stream is not None:
+                    stream.end(gone)
+
+
+class RunningStream:
+    """A request that runs on a replica: its tokens, and the way to stop it."""
+
+    def __init__(self, bus: Bus, number: int, tokens: TokenStream) -> None:
+        self._bus = bus
+        self._number = number
+        self.tokens = tokens
+
+    def cancel(self) -> None:
+        """Stop it in the engine; nothing happens when it has ended."""
+        self._bus.drop(self._number)
+
+
+class ReplicaPool:
+    """All buses of one gateway to one model's replicas.
+
+    Args:
+        app_name: the model's Serve application.
+        gateway_id: this gateway replica.
+        owner: told when a replica is lost or drains.
+    """
+
+    def __init__(self, app_name: str, gateway_id: str, owner: BusOwner) -> None:
+        self._app_name = app_name
+        self._gateway_id = gateway_id
+        self._owner = owner
+        self._buses: dict[str, Bus] = {}
+        self._numbers = itertools.count()
+        self._handle: Any = None
+        self._closing = False
+
+    async def start(self, replica_id: str, request: GenerationRequest, on_end: OnEnd) -> RunningStream:
+        """Run a request on the granted replica.
+
+        Args:
+            replica_id: from the grant.
+            request: what to generate.
+            on_end: see `TokenStream`.
+
+        Raises:
+            ReplicaGone: it has left or died; take a new grant.
+        """
+        bus = self._buses.get(replica_id)
+        if bus is None:
+            bus = self._open(replica_id)
+        return await bus.start(request, on_end)
+
+    def close(self) -> None:
+        """Close every idle bus, saying nothing of their replicas: this gateway leaves, not they."""
+        self._closing = True
+        for bus in list(self._buses.values()):
+            bus.close_if_idle()
+
+    def _open(self, replica_id: str) -> Bus:
+        if self._handle is None:
+            self._handle = deployment_handle(LLM_DEPLOYMENT, self._app_name)
+            DIRECTORY.subscribe(self._app_name, self._replicas_changed)
+        connection = f"{self._gateway_id}/{next(self._numbers)}"
+        bus = self._buses[replica_id] = Bus(self._handle, connection, replica_id, self._closed)
+        return bus
+
+    def _replicas_changed(self, replica_ids: frozenset[str]) -> None:
+        for replica_id, bus in list(self._buses.items()):
+            if replica_id not in replica_ids:
+                self._owner.replica_draining(replica_id)
+                bus.close_if_idle()
+
+    def _closed(self, bus: Bus) -> None:
+        if self._buses.get(bus.replica_id) is bus:
+            del self._buses[bus.replica_id]
+        if not self._closing:
+            self._owner.replica_lost(bus.replica_id)

@@ -1,0 +1,113 @@
+"""Which models are deployed: found by name at run time, so that adding one restarts nothing.
+
+A model is a Serve application with a `BatchingQueue`; its name is the application's. `ModelDirectory` asks
+the controller every few seconds and on a name it does not know, and keeps the last answer while that
+one is away. It owns the `ModelClient` of every model of this gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from ray import serve
+from ray.serve.schema import ApplicationStatus
+
+from actors import telemetry
+from actors.errors import ModelNotFound
+from actors.handles.model import ModelClient
+from actors.handles.queue import QUEUE_DEPLOYMENT
+
+_REFRESH_S = 5.0
+_REFRESH_ON_MISS_S = 0.5  # an unknown name asks again, but not more often than this
+_log = telemetry.logger("model_directory")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeployedModel:
+    """A model as the controller knows it."""
+
+    name: str
+    deployed_at: int  # unix seconds
+    running: bool  # its queue is up and its pool has what it should have
+
+
+class ModelDirectory:
+    """All deployed models.
+
+    Args:
+        gateway_id: this gateway replica.
+    """
+
+    def __init__(self, gateway_id: str) -> None:
+        self._gateway_id = gateway_id
+        self._deployed: dict[str, DeployedModel] = {}
+        self._clients: dict[str, ModelClient] = {}
+        self._refreshed_at = float("-inf")
+        self._refreshing = asyncio.Lock()
+
+    async def find(self, name: str) -> ModelClient:
+        """The client of one model.
+
+        Raises:
+            ModelNotFound: no model of that name is deployed; the message lists those that are.
+        """
+        if name not in self._deployed:
+            await self._refresh(_REFRESH_ON_MISS_S)
+        elif time.monotonic() - self._refreshed_at > _REFRESH_S:
+            await self._refresh(_REFRESH_S)
+        if name not in self._deployed:
+            known = ", ".join(sorted(self._deployed)) or "none"
+            raise ModelNotFound(f"the model {name!r} does not exist; available: {known}", param="model")
+        return self._client(name)
+
+    async def list(self) -> list[DeployedModel]:
+        """All models, by name."""
+        await self._refresh(_REFRESH_ON_MISS_S)
+        return [self._deployed[name] for name in sorted(self._deployed)]
+
+    async def close(self) -> None:
+        """End all connections."""
+        clients, self._clients = list(self._clients.values()), {}
+        await asyncio.gather(*(client.close() for client in clients))
+
+    def _client(self, name: str) -> ModelClient:
+        client = self._clients.get(name)
+        if client is None:
+            client = self._clients[name] = ModelClient(name, self._gateway_id)
+        return client
+
+    async def _refresh(self, older_than_s: float) -> None:
+        async with self._refreshing:
+            if time.monotonic() - self._refreshed_at < older_than_s:
+                return
+            try:
+                found = await asyncio.to_thread(_deployed_models)
+            except Exception as error:  # the controller is away: the last answer stays good
+                _log.warning("controller_unreachable", error=type(error).__name__)
+            else:
+                await self._replace({model.name: model for model in found})
+            self._refreshed_at = time.monotonic()
+
+    async def _replace(self, deployed: dict[str, DeployedModel]) -> None:
+        for name in set(self._deployed) - set(deployed):
+            client = self._clients.pop(name, None)
+            if client is not None:
+                await client.close()
+            _log.info("model_removed", model=name)
+        for name in set(deployed) - set(self._deployed):
+            _log.info("model_found", model=name)
+        self._deployed = deployed
+
+
+def _deployed_models() -> list[DeployedModel]:
+    return [
+        DeployedModel(
+            name=name,
+            deployed_at=int(app.last_deployed_time_s),
+            running=app.status == ApplicationStatus.RUNNING,
+        )
+        for name, app in serve.status().applications.items()
+        if QUEUE_DEPLOYMENT in app.deployments and app.status != ApplicationStatus.DELETING
+    ]

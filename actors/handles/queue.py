@@ -1,0 +1,220 @@
+"""A model's `BatchingQueue` as gateways and replicas see it.
+
+`QueueClient` (one per gateway and model) submits tickets and receives grants: the commands of one tick leave
+as one unary call, grants come back on one open stream. When that stream ends the queue has died or moved:
+waiting tickets are submitted again with the time they have waited. `QueueReporter` (one per replica) carries
+the replica's report. What to do with a grant is the gateway's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from actors.errors import DeadlineExceeded, ShoalError, Unavailable, from_wire
+from actors.handles import frames
+from actors.handles.call import deployment_handle, ours, result
+from actors.handles.outbox import Coalescer
+from actors.policies.dispatch import Outcome
+from actors.telemetry import logger
+from actors.types import Grant, ModelCard, Ticket
+
+QUEUE_DEPLOYMENT = "BatchingQueue"
+_SEND_TIMEOUT_S = 5.0
+_RECONNECT_S = (0.05, 1.0)  # first and longest pause between attempts to reach the queue
+_log = logger("queue_client")
+
+
+@dataclass(slots=True)
+class _Pending:
+    ticket: Ticket
+    sent_at: float  # monotonic
+    answer: asyncio.Future[Grant]
+
+    def again(self, now: float) -> Ticket:
+        """The ticket as it is to be submitted after a lost connection."""
+        passed_s = now - self.sent_at
+        return replace(
+            self.ticket,
+            timeout_s=max(self.ticket.timeout_s - passed_s, 0.0),
+            waited_s=self.ticket.waited_s + passed_s,
+        )
+
+
+class QueueClient:
+    """One model's queue, from one gateway.
+
+    Args:
+        app_name: the model's Serve application.
+        gateway_id: this gateway replica.
+    """
+
+    def __init__(self, app_name: str, gateway_id: str) -> None:
+        self._app_name = app_name
+        self._gateway_id = gateway_id
+        self._connections = itertools.count()
+        self._connection: str | None = None  # id of the live connection
+        self._pending: dict[str, _Pending] = {}
+        self._commands: Coalescer[frames.QueueCommand] = Coalescer(self._send)
+        self._runner: asyncio.Task[None] | None = None
+        self._handle: Any = None
+        self._card_known = asyncio.Event()
+        self.card: ModelCard | None = None
+
+    async def acquire(self, ticket: Ticket) -> Grant:
+        """Wait in line for a slot. Cancelling gives the place up.
+
+        Raises:
+            Overloaded: refused at once, with a computed Retry-After.
+            DeadlineExceeded: the deadline passed while waiting.
+        """
+        self._ensure_connected()
+        answer: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
+        self._pending[ticket.request_id] = _Pending(ticket, time.monotonic(), answer)
+        if self._connection is not None:
+            self._commands.put(frames.Submit(ticket))
+        outcome: Outcome | None = "cancelled"
+        try:
+            async with asyncio.timeout(ticket.timeout_s):
+                grant = await answer
+            outcome = None
+            return grant
+        except TimeoutError:
+            outcome = "expired"
+            raise DeadlineExceeded(f"no free slot within {ticket.timeout_s:.1f} s") from None
+        except ShoalError:
+            outcome = None  # refused: the queue has forgotten it already
+            raise
+        finally:
+            del self._pending[ticket.request_id]
+            if outcome is not None:  # also gives back a grant that came in the tick of the cancellation
+                self.end(ticket.request_id, outcome)
+
+    def end(self, request_id: str, outcome: Outcome) -> None:
+        """A ticket's life is over: its credit or place is free."""
+        if self._connection is not None:
+            self._commands.put(frames.End(request_id, outcome))
+
+    def gone(self, replica_id: str, *, draining: bool = False) -> None:
+        """Tell the queue that a replica cannot be reached, or that it has left the router and drains."""
+        if self._connection is not None:
+            self._commands.put(frames.Gone(replica_id, draining))
+
+    async def wait_for_card(self, timeout_s: float) -> ModelCard | None:
+        """The model's card once any replica has registered; None if that takes longer."""
+        self._ensure_connected()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._card_known.wait()
+        return self.card
+
+    async def close(self) -> None:
+        """End the connection; the queue forgets this gateway's tickets."""
+        if self._runner is not None:
+            self._runner.cancel()
+            await asyncio.gather(self._runner, return_exceptions=True)
+            self._runner = None
+
+    def _ensure_connected(self) -> None:
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        """Keep one connection open; every new one submits the waiting tickets again."""
+        pause_s = _RECONNECT_S[0]
+        while True:
+            connection = f"{self._gateway_id}/{next(self._connections)}"
+            try:
+                async for events in self._events(connection):
+                    if self._connection is None:
+                        self._connected(connection)
+                        pause_s = _RECONNECT_S[0]
+                    for event in events:
+                        self._apply(event)
+            except Exception as error:  # whatever ended it, the answer is to connect again
+                _log.info("queue_lost", app=self._app_name, reason=ours(error, "queue").message)
+            finally:
+                self._connection = None
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _RECONNECT_S[1])
+
+    async def _events(self, connection: str) -> AsyncIterator[list[frames.QueueEvent]]:
+        if self._handle is None:
+            self._handle = deployment_handle(QUEUE_DEPLOYMENT, self._app_name)
+        stream = self._handle.options(stream=True, method_name="grants", _by_reference=False).remote(
+            connection
+        )
+        try:
+            async for frame in stream:
+                yield frames.decode_queue_events(frame)
+        finally:
+            stream.cancel()
+
+    def _connected(self, connection: str) -> None:
+        self._connection = connection
+        now = time.monotonic()
+        for pending in self._pending.values():
+            self._commands.put(frames.Submit(pending.again(now)))
+
+    def _apply(self, event: frames.QueueEvent) -> None:
+        if isinstance(event, frames.Hello):
+            if event.card is not None:
+                self.card = event.card
+                self._card_known.set()
+        elif isinstance(event, frames.Granted):
+            pending = self._pending.get(event.grant.request_id)
+            if pending is None or pending.answer.done():
+                self.end(event.grant.request_id, "cancelled")
+            else:
+                pending.answer.set_result(event.grant)
+        else:
+            pending = self._pending.get(event.request_id)
+            if pending is not None and not pending.answer.done():
+                pending.answer.set_exception(from_wire(event.error))
+
+    async def _send(self, commands: list[frames.QueueCommand]) -> None:
+        connection = self._connection
+        if connection is None:
+            return  # tickets are submitted again by the next connection; the rest died with this one
+        try:
+            call = self._handle.options(method_name="send", _by_reference=False).remote(
+                connection, frames.encode(commands)
+            )
+            await result(call, timeout_s=_SEND_TIMEOUT_S, what="queue")
+        except ShoalError as error:
+            _log.warning("queue_send_failed", app=self._app_name, reason=error.message)
+            self._reconnect(connection)
+
+    def _reconnect(self, connection: str) -> None:
+        """Commands were lost: only a new connection brings both sides to the same state."""
+        if self._connection == connection and self._runner is not None:
+            self._runner.cancel()
+            self._connection = None
+            self._runner = asyncio.get_running_loop().create_task(self._run())
+
+
+class QueueReporter:
+    """A replica's line to its own application's queue."""
+
+    def __init__(self, app_name: str) -> None:
+        self._app_name = app_name
+        self._handle: Any = None
+
+    async def report(self, report: frames.Report) -> None:
+        """Send one report.
+
+        Raises:
+            Unavailable: the queue is not there at the moment; the next report finds it.
+        """
+        if self._handle is None:
+            handle = deployment_handle(QUEUE_DEPLOYMENT, self._app_name)
+            self._handle = handle.options(method_name="report", _by_reference=False)
+        try:
+            await result(self._handle.remote(frames.encode(report)), timeout_s=_SEND_TIMEOUT_S, what="queue")
+        except ShoalError as error:
+            raise Unavailable("the queue cannot be reached") from error

@@ -1,0 +1,80 @@
+"""Admission by predicted wait: how much work a ticket is, how long it would wait, when to come back.
+
+Pure. Called by `actors.policies.dispatch`. The unit of work is the slot-second: one engine sequence busy for
+one second. How replicas are scaled to the work is `actors.policies.autoscaling`'s question.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from actors.types import Ticket
+
+_SMOOTHING = 0.1  # weight of the newest observation in the moving averages
+_RELATIVE_BOUNDS = (0.25, 4.0)  # a ticket counts at least a quarter and at most four times the mean
+_MIN_RETRY_AFTER_S = 1.0
+_JITTER = 0.25  # refused callers spread over up to a quarter more, so they do not return as one
+
+
+@dataclass(slots=True)
+class ServiceEstimator:
+    """Moving averages of how long requests hold their slots.
+
+    A ticket's work is the mean service time, scaled by its predicted output against the mean prediction.
+    """
+
+    mean_service_s: float = 1.0  # prior until something was observed
+    mean_output_tokens: float = 64.0
+    observed: int = 0
+
+    def observe(self, *, service_s: float, predicted_output_tokens: int) -> None:
+        """Learn from one request that ran to its end."""
+        weight = max(_SMOOTHING, 1.0 / (self.observed + 1))  # the first observations replace the prior
+        self.mean_service_s += weight * (service_s - self.mean_service_s)
+        self.mean_output_tokens += weight * (max(predicted_output_tokens, 1) - self.mean_output_tokens)
+        self.observed += 1
+
+    def service_s(self, ticket: Ticket) -> float:
+        """Expected seconds that the ticket holds its slots."""
+        low, high = _RELATIVE_BOUNDS
+        relative = max(ticket.predicted_output_tokens, 1) / max(self.mean_output_tokens, 1.0)
+        return self.mean_service_s * min(max(relative, low), high)
+
+    def work_s(self, ticket: Ticket) -> float:
+        """Expected slot-seconds of the ticket: service time times sequences."""
+        return self.service_s(ticket) * ticket.sequences
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Capacity:
+    """What the pool can run at the moment of the decision."""
+
+    slots: int  # sequences over all live replicas
+    free_slots: int
+    start_up_s: float  # measured start-up time of one replica
+    slots_per_replica: int  # what one replica adds; used while none is ready
+
+
+def predicted_wait_s(*, work_ahead_s: float, capacity: Capacity, estimator: ServiceEstimator) -> float:
+    """Expected wait of a ticket that has `work_ahead_s` slot-seconds before it in line.
+
+    With all slots busy, the first of them frees after about mean/slots, and the work ahead drains at one
+    slot-second per slot and second. With no replica at all, one start-up comes first.
+    """
+    if capacity.slots == 0:
+        return capacity.start_up_s + work_ahead_s / max(capacity.slots_per_replica, 1)
+    if capacity.free_slots > 0 and work_ahead_s == 0.0:
+        return 0.0
+    first_free_s = 0.0 if capacity.free_slots > 0 else estimator.mean_service_s / capacity.slots
+    return first_free_s + work_ahead_s / capacity.slots
+
+
+def retry_after_s(*, predicted_s: float, allowed_s: float, jitter: float) -> float:
+    """When a refused caller would be admitted if nobody else came: the excess wait, drained.
+
+    Args:
+        predicted_s: the wait that was predicted.
+        allowed_s: the wait the deadline leaves.
+        jitter: uniform in [0, 1).
+    """
+    return max(predicted_s - max(allowed_s, 0.0), _MIN_RETRY_AFTER_S) * (1.0 + _JITTER * jitter)

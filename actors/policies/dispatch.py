@@ -1,0 +1,292 @@
+"""Who runs next, and where: the state machine of one model's request queue.
+
+Pure: every method takes `now` (monotonic seconds of the queue's process) and returns the outcomes to deliver.
+Owns the line, the replicas' credit and the counts of the conservation sum. `actors.batching_queue` feeds it
+and carries its outcomes; simulations and tests drive the same object.
+
+The head of the line waits until it fits, so a large request is never overtaken for ever by small ones, and a
+lower class never passes a waiting higher one.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from actors.errors import Overloaded, ShoalError
+from actors.policies.admission import Capacity, ServiceEstimator, predicted_wait_s, retry_after_s
+from actors.policies.credit import Held, ReplicaCredit
+from actors.policies.fairness import Waiting, WaitingLine
+from actors.types import Grant, Principal, PriorityClass, Ticket
+
+# How a ticket's life ends. "retried" ends one attempt: the request comes back with a new ticket.
+Outcome = Literal["answered", "failed", "expired", "cancelled", "refused", "retried"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Granted:
+    """Deliver a grant to the gateway that holds the payload."""
+
+    gateway_id: str
+    grant: Grant
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refused:
+    """Deliver a refusal."""
+
+    gateway_id: str
+    request_id: str
+    error: ShoalError
+
+
+Decision = Granted | Refused
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplicaReport:
+    """What a replica says about itself twice a second; the first one registers it."""
+
+    replica_id: str
+    max_sequences: int
+    kv_tokens: int
+    running: Sequence[str]  # request ids
+    start_up_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DispatchSettings:
+    """Bounds of the queue."""
+
+    look_ahead: int = 1  # sequences granted beyond what a replica runs
+    stale_after_s: float = 2.0  # no report for so long: no new grants
+    dead_after_s: float = 15.0  # no report for so long: its credit is gone
+    banned_s: float = 5.0  # reports of a replica that was reported gone are ignored so long
+    max_waiting: int = 100_000  # tickets; the memory bound
+    expected_start_up_s: float = 10.0  # until a start-up was measured
+
+
+@dataclass(slots=True)
+class Dispatcher:
+    """The queue of one model.
+
+    Args:
+        settings: bounds.
+        rng: source of the Retry-After jitter.
+    """
+
+    settings: DispatchSettings = field(default_factory=DispatchSettings)
+    rng: random.Random = field(default_factory=random.Random)
+    estimator: ServiceEstimator = field(default_factory=ServiceEstimator)
+    line: WaitingLine = field(default_factory=WaitingLine)
+    replicas: dict[str, ReplicaCredit] = field(default_factory=dict)
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    accepted: int = 0  # requests taken in, refused ones too
+    waits_s: list[tuple[PriorityClass, float]] = field(default_factory=list)  # of grants, until drained
+    start_up_s: float | None = None  # the last measured one
+    _granted_on: dict[str, str] = field(default_factory=dict)  # request id → replica id
+    _banned_until: dict[str, float] = field(default_factory=dict)  # replica id → time
+    _returning: dict[str, str] = field(default_factory=dict)  # retried request id → gateway id
+
+    def submit(self, ticket: Ticket, gateway_id: str, now: float) -> list[Decision]:
+        """Take a ticket into the line, or refuse it at once when its wait would pass its deadline."""
+        if ticket.request_id in self.line or ticket.request_id in self._granted_on:
+            return []  # re-submitted after a connection that was not lost after all
+        if self._returning.pop(ticket.request_id, None) is None:
+            self.accepted += 1
+        refusal = self._refusal(ticket)
+        if refusal is not None:
+            self.outcomes["refused"] += 1
+            return [Refused(gateway_id=gateway_id, request_id=ticket.request_id, error=refusal)]
+        self.line.join(
+            Waiting(
+                ticket=ticket,
+                gateway_id=gateway_id,
+                arrived_at=now - ticket.waited_s,
+                deadline_at=now + ticket.timeout_s,
+                work_s=self.estimator.work_s(ticket),
+            )
+        )
+        return self._dispatch(now)
+
+    def end(self, request_id: str, outcome: Outcome, now: float) -> list[Decision]:
+        """End a ticket wherever it is: in line, running, or between two attempts; unknown ids are ignored.
+
+        Its caller left or its deadline passed while it waited, or its generation ended.
+        """
+        if self.line.leave(request_id) is not None or self._returning.pop(request_id, None) is not None:
+            self.outcomes[outcome] += 1
+            return []
+        replica = self.replicas.get(self._granted_on.pop(request_id, ""))
+        held = replica.give_back(request_id) if replica is not None else None
+        if held is None:
+            return []
+        self._count_end(held, outcome)
+        if outcome == "answered":
+            self.estimator.observe(
+                service_s=now - held.granted_at,
+                predicted_output_tokens=held.ticket.predicted_output_tokens,
+            )
+        return self._dispatch(now)
+
+    def gateway_gone(self, gateway_id: str, now: float) -> list[Decision]:
+        """Forget everything of a gateway whose connection ended; the replicas cancel its streams."""
+        theirs = self.line.of_gateway(gateway_id)
+        theirs += [i for i, owner in self._returning.items() if owner == gateway_id]
+        for replica in self.replicas.values():
+            theirs += [i for i, held in replica.held.items() if held.gateway_id == gateway_id]
+        decisions: list[Decision] = []
+        for request_id in theirs:
+            decisions += self.end(request_id, "cancelled", now)
+        return decisions
+
+    def report(self, report: ReplicaReport, now: float) -> list[Decision]:
+        """Register a replica or refresh it; its list of running requests corrects the books."""
+        if now < self._banned_until.get(report.replica_id, now):
+            return []
+        replica = self.replicas.get(report.replica_id)
+        if replica is None:
+            replica = self.replicas[report.replica_id] = ReplicaCredit(
+                replica_id=report.replica_id,
+                max_sequences=report.max_sequences,
+                kv_tokens=report.kv_tokens,
+                look_ahead=self.settings.look_ahead,
+                last_report_at=now,
+            )
+        replica.last_report_at = now
+        self.start_up_s = report.start_up_s
+        for request_id in report.running:
+            self._adopt(request_id, replica, now)
+        for request_id in replica.forgotten(report.running, now):
+            self._granted_on.pop(request_id, None)
+            self._count_end(replica.give_back(request_id), "failed")
+        return self._dispatch(now)
+
+    def replica_draining(self, replica_id: str) -> None:
+        """Give a replica nothing new: it has left the routers and finishes what it runs."""
+        if (replica := self.replicas.get(replica_id)) is not None:
+            replica.draining = True
+
+    def replica_gone(self, replica_id: str, now: float) -> list[Decision]:
+        """Drop a replica and its credit; the gateways that hold its tickets submit them again."""
+        replica = self.replicas.pop(replica_id, None)
+        # Its last reports may still be under way; one that lives on may come back later.
+        self._banned_until = {i: until for i, until in self._banned_until.items() if until > now}
+        self._banned_until[replica_id] = now + self.settings.banned_s
+        if replica is not None:
+            for request_id, held in replica.held.items():
+                self._granted_on.pop(request_id, None)
+                self._count_end(held, "retried")
+        return self._dispatch(now)
+
+    def sweep(self, now: float) -> list[Decision]:
+        """Drop replicas that have been silent too long. Call about twice a second."""
+        silent = [
+            replica.replica_id
+            for replica in self.replicas.values()
+            if now - replica.last_report_at > self.settings.dead_after_s
+        ]
+        return [decision for replica_id in silent for decision in self.replica_gone(replica_id, now)]
+
+    def running_sequences(self) -> int:
+        """Sequences that hold credit."""
+        return sum(replica.sequences for replica in self.replicas.values())
+
+    def in_flight(self) -> int:
+        """Requests in line, granted or between two attempts: the last term of the conservation sum."""
+        return len(self.line) + len(self._granted_on) + len(self._returning)
+
+    def capacity(self) -> Capacity:
+        """What the replicas can run now."""
+        replicas = [r for r in self.replicas.values() if not r.draining]
+        expected_s = self.settings.expected_start_up_s
+        return Capacity(
+            slots=sum(r.max_sequences for r in replicas),
+            free_slots=sum(max(r.max_sequences - r.sequences, 0) for r in replicas),
+            start_up_s=self.start_up_s if self.start_up_s is not None else expected_s,
+            slots_per_replica=max((r.max_sequences for r in replicas), default=1),
+        )
+
+    def _refusal(self, ticket: Ticket) -> ShoalError | None:
+        predicted_s = predicted_wait_s(
+            work_ahead_s=self.line.work_s(up_to=ticket.principal.priority),
+            capacity=self.capacity(),
+            estimator=self.estimator,
+        )
+        allowed_s = ticket.timeout_s - self.estimator.service_s(ticket)
+        full = len(self.line) >= self.settings.max_waiting
+        if not full and (predicted_s == 0.0 or predicted_s <= allowed_s):
+            return None
+        wait_s = retry_after_s(predicted_s=predicted_s, allowed_s=allowed_s, jitter=self.rng.random())
+        return Overloaded(
+            f"overloaded: the predicted wait is {predicted_s:.1f} s and the request's deadline "
+            f"{ticket.timeout_s:.1f} s away; retry in {wait_s:.0f} s",
+            retry_after_s=wait_s,
+        )
+
+    def _dispatch(self, now: float) -> list[Decision]:
+        granted: list[Decision] = []
+        for priority in PriorityClass:
+            while (head := self.line.head(priority)) is not None:
+                if head.deadline_at <= now:
+                    self.line.leave(head.ticket.request_id)
+                    self.outcomes["expired"] += 1
+                elif (replica := self._choose(head.ticket, now)) is not None:
+                    granted.append(self._grant(head, replica, now))
+                else:
+                    return granted
+        return granted
+
+    def _choose(self, ticket: Ticket, now: float) -> ReplicaCredit | None:
+        able = [
+            replica
+            for replica in self.replicas.values()
+            if not replica.draining
+            and now - replica.last_report_at <= self.settings.stale_after_s
+            and replica.fits(ticket)
+        ]
+        return min(able, key=ReplicaCredit.load, default=None)
+
+    def _grant(self, head: Waiting, replica: ReplicaCredit, now: float) -> Granted:
+        ticket = head.ticket
+        self.line.leave(ticket.request_id)
+        replica.take(Held(ticket=ticket, gateway_id=head.gateway_id, granted_at=now))
+        self._granted_on[ticket.request_id] = replica.replica_id
+        waited_s = now - head.arrived_at
+        self.waits_s.append((ticket.principal.priority, waited_s))
+        grant = Grant(
+            request_id=ticket.request_id,
+            replica_id=replica.replica_id,
+            waited_s=waited_s,
+            attempt=ticket.attempt,
+        )
+        return Granted(gateway_id=head.gateway_id, grant=grant)
+
+    def _adopt(self, request_id: str, replica: ReplicaCredit, now: float) -> None:
+        """Book what a replica runs and this queue never granted: it is a new owner.
+
+        A request that waits here, too, is running its last steps on a replica that was given up.
+        """
+        if request_id in self._granted_on or request_id in self.line or request_id in self._returning:
+            return
+        ticket = Ticket(
+            request_id=request_id,
+            principal=Principal(tenant=""),
+            prompt_tokens=0,
+            predicted_output_tokens=int(self.estimator.mean_output_tokens),
+            timeout_s=0.0,
+        )
+        replica.take(Held(ticket=ticket, gateway_id="", granted_at=now))
+        self._granted_on[request_id] = replica.replica_id
+        self.accepted += 1
+
+    def _count_end(self, held: Held | None, outcome: Outcome) -> None:
+        if held is None:
+            return
+        if outcome == "retried":
+            self._returning[held.ticket.request_id] = held.gateway_id
+        else:
+            self.outcomes[outcome] += 1

@@ -1,0 +1,53 @@
+"""A Ray cluster for tests, in a process of its own: started with a Serve config, ended by SIGTERM.
+
+    python -m tests.cluster CONFIG.yaml [--cpus N]
+
+Prints one JSON line when every application runs: {"http": URL, "dashboard": URL}. Tests talk to it as users do,
+over HTTP and the dashboard's REST API, so no driver in the test process keeps state.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import ray
+import yaml
+from ray import serve
+from ray.serve._private.api import serve_start
+from ray.serve.schema import ServeDeploySchema
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--cpus", type=float, default=16)  # logical: actors ask for fractions
+    options = parser.parse_args()
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    config = yaml.safe_load(options.config.read_text())
+    address = ray.init(num_cpus=int(options.cpus), include_dashboard=True, log_to_driver=True)
+    schema = ServeDeploySchema.model_validate(config)
+    client = serve_start(  # what `serve run` does with a config file
+        http_options=schema.http_options.model_dump(),
+        proxy_location=schema.proxy_location,
+        grpc_options=schema.grpc_options.model_dump(),
+        controller_options=schema.controller_options,
+    )
+    client.deploy_apps(schema, _blocking=True)
+    ready = {
+        "http": f"http://{schema.http_options.host}:{schema.http_options.port}",
+        "dashboard": f"http://{address['webui_url']}",
+    }
+    print(json.dumps(ready), flush=True)
+    while not stop.wait(1):
+        pass
+    serve.shutdown()
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)
+    main()

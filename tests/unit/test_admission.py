@@ -1,0 +1,64 @@
+"""Predicted waits, Retry-After and output prediction."""
+
+import pytest
+
+from actors.policies.admission import Capacity, ServiceEstimator, predicted_wait_s, retry_after_s
+from actors.policies.prediction import OutputPredictor
+from actors.types import Principal, Ticket
+
+
+def capacity(slots=4, free=0, start_up_s=10.0):
+    return Capacity(slots=slots, free_slots=free, start_up_s=start_up_s, slots_per_replica=4)
+
+
+def ticket(predicted=10, sequences=1):
+    return Ticket(
+        request_id="r",
+        principal=Principal(tenant="t"),
+        prompt_tokens=1,
+        predicted_output_tokens=predicted,
+        timeout_s=1.0,
+        sequences=sequences,
+    )
+
+
+def test_there_is_no_wait_while_a_slot_is_free():
+    assert predicted_wait_s(work_ahead_s=0.0, capacity=capacity(free=1), estimator=ServiceEstimator()) == 0.0
+
+
+def test_work_ahead_drains_at_one_slot_second_per_slot_and_second():
+    estimator = ServiceEstimator(mean_service_s=0.1)
+    wait_s = predicted_wait_s(work_ahead_s=5.6, capacity=capacity(), estimator=estimator)
+    assert wait_s == pytest.approx(0.1 / 4 + 5.6 / 4)
+
+
+def test_with_no_replica_a_start_up_comes_first():
+    wait_s = predicted_wait_s(work_ahead_s=4.0, capacity=capacity(slots=0), estimator=ServiceEstimator())
+    assert wait_s == pytest.approx(11.0)
+
+
+def test_the_first_observation_replaces_the_prior():
+    estimator = ServiceEstimator()
+    estimator.observe(service_s=0.1, predicted_output_tokens=20)
+    assert estimator.mean_service_s == pytest.approx(0.1)
+    assert estimator.service_s(ticket(predicted=40)) == pytest.approx(0.2)
+
+
+def test_n_choices_are_n_times_the_work():
+    estimator = ServiceEstimator(mean_service_s=1.0, mean_output_tokens=10)
+    assert estimator.work_s(ticket(sequences=3)) == pytest.approx(3.0)
+
+
+def test_retry_after_is_the_excess_wait_with_jitter_and_never_below_a_second():
+    assert retry_after_s(predicted_s=12.0, allowed_s=2.0, jitter=0.0) == pytest.approx(10.0)
+    assert retry_after_s(predicted_s=12.0, allowed_s=2.0, jitter=1.0) == pytest.approx(12.5)
+    assert retry_after_s(predicted_s=0.1, allowed_s=0.0, jitter=0.0) == 1.0
+
+
+def test_output_is_predicted_per_tenant_and_bounded_by_the_request():
+    predictor = OutputPredictor()
+    predictor.observe("a", 10)
+    predictor.observe("a", 20)
+    assert predictor.predict("a", None) == 12
+    assert predictor.predict("a", 5) == 5
+    assert predictor.predict("b", None) == 128

@@ -1,0 +1,267 @@
+"""The queue's state machine: order, credit, admission, and the conservation sum, without any actor."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors.errors import Overloaded
+from actors.policies.dispatch import (
+    Decision,
+    Dispatcher,
+    DispatchSettings,
+    Granted,
+    Refused,
+    ReplicaReport,
+)
+from actors.types import Principal, PriorityClass, Ticket
+
+
+def ticket(request_id="r1", *, priority=PriorityClass.STANDARD, timeout_s=60.0, **fields):
+    given = {"prompt_tokens": 10, "predicted_output_tokens": 10, **fields}
+    return Ticket(
+        request_id=request_id,
+        principal=Principal(tenant="t", priority=priority),
+        timeout_s=timeout_s,
+        **given,
+    )
+
+
+def report(replica_id="a", *, slots=1, kv_tokens=10_000, running=()):
+    return ReplicaReport(
+        replica_id=replica_id, max_sequences=slots, kv_tokens=kv_tokens, running=running, start_up_s=3.0
+    )
+
+
+def queue(*, slots=1, look_ahead=0, replicas=("a",), now=0.0, **kwargs) -> Dispatcher:
+    patient = {"stale_after_s": 1e9, "dead_after_s": 1e9, **kwargs}  # replicas report once, in most tests
+    dispatcher = Dispatcher(settings=DispatchSettings(look_ahead=look_ahead, **patient), rng=random.Random(1))
+    for replica_id in replicas:
+        dispatcher.report(report(replica_id, slots=slots), now)
+    return dispatcher
+
+
+def granted(decisions: list[Decision]) -> list[str]:
+    return [d.grant.request_id for d in decisions if isinstance(d, Granted)]
+
+
+def test_a_free_slot_is_granted_at_once():
+    assert granted(queue().submit(ticket(), "g", 0.0)) == ["r1"]
+
+
+def test_a_freed_slot_wakes_the_next_ticket():
+    dispatcher = queue()
+    dispatcher.submit(ticket("r1"), "g", 0.0)
+    assert granted(dispatcher.submit(ticket("r2"), "g", 0.1)) == []
+    assert granted(dispatcher.end("r1", "answered", 0.5)) == ["r2"]
+
+
+def test_tickets_wait_while_there_is_no_replica_and_run_when_one_registers():
+    dispatcher = queue(replicas=())
+    assert dispatcher.submit(ticket(), "g", 0.0) == []
+    assert granted(dispatcher.report(report(), 4.0)) == ["r1"]
+
+
+def test_look_ahead_grants_one_more_than_the_engine_runs():
+    dispatcher = queue(look_ahead=1)
+    assert granted(dispatcher.submit(ticket("r1"), "g", 0.0)) == ["r1"]
+    assert granted(dispatcher.submit(ticket("r2"), "g", 0.0)) == ["r2"]
+    assert granted(dispatcher.submit(ticket("r3"), "g", 0.0)) == []
+
+
+def test_classes_are_served_in_order_whenever_they_arrived():
+    dispatcher = queue()
+    dispatcher.submit(ticket("running"), "g", 0.0)
+    dispatcher.submit(ticket("batch", priority=PriorityClass.BATCH), "g", 0.1)
+    dispatcher.submit(ticket("standard"), "g", 0.2)
+    dispatcher.submit(ticket("interactive", priority=PriorityClass.INTERACTIVE), "g", 0.3)
+    order = []
+    done = "running"
+    for now in (1.0, 2.0, 3.0):
+        [done] = granted(dispatcher.end(done, "answered", now))
+        order.append(done)
+    assert order == ["interactive", "standard", "batch"]
+
+
+def test_a_ticket_that_comes_back_is_served_by_its_first_arrival():
+    dispatcher = queue()
+    dispatcher.submit(ticket("running"), "g", 10.0)
+    dispatcher.submit(ticket("newer"), "g", 11.0)
+    dispatcher.submit(ticket("returning", waited_s=5.0, attempt=2), "g", 12.0)
+    assert granted(dispatcher.end("running", "answered", 13.0)) == ["returning"]
+
+
+def test_the_least_loaded_replica_is_chosen():
+    dispatcher = queue(slots=2, replicas=("a", "b"))
+    replicas = []
+    for i in range(4):
+        [decision] = dispatcher.submit(ticket(f"r{i}"), "g", 0.0)
+        assert isinstance(decision, Granted)
+        replicas.append(decision.grant.replica_id)
+    assert sorted(replicas) == ["a", "a", "b", "b"]
+    assert replicas[0] != replicas[1]
+
+
+def test_kv_tokens_are_credit_too():
+    dispatcher = queue(replicas=())
+    dispatcher.report(report(slots=10, kv_tokens=100), 0.0)
+    assert granted(dispatcher.submit(ticket("r1", prompt_tokens=60), "g", 0.0)) == ["r1"]
+    assert granted(dispatcher.submit(ticket("r2", prompt_tokens=60), "g", 0.0)) == []
+    assert granted(dispatcher.end("r1", "answered", 1.0)) == ["r2"]
+
+
+def test_a_request_larger_than_a_whole_replica_runs_alone():
+    dispatcher = queue(slots=2)
+    assert granted(dispatcher.submit(ticket("huge", prompt_tokens=1_000_000), "g", 0.0)) == ["huge"]
+    assert granted(dispatcher.submit(ticket("small"), "g", 0.0)) == []
+
+
+def test_a_ticket_that_would_miss_its_deadline_is_refused_at_once_with_a_computed_retry_after():
+    dispatcher = queue()
+    dispatcher.estimator.observe(service_s=2.0, predicted_output_tokens=10)
+    dispatcher.submit(ticket("running"), "g", 0.0)
+    for i in range(5):
+        dispatcher.submit(ticket(f"waiting{i}"), "g", 0.0)
+    [decision] = dispatcher.submit(ticket("late", timeout_s=5.0), "g", 0.0)
+    assert isinstance(decision, Refused)
+    assert isinstance(decision.error, Overloaded)
+    # Predicted: 2 s until the slot frees and 5 x 2 s before it; allowed: 5 s less 2 s of its own.
+    assert 9.0 <= decision.error.retry_after_s <= 9.0 * 1.25
+
+
+def test_a_higher_class_is_not_refused_for_the_backlog_of_lower_ones():
+    dispatcher = queue()
+    dispatcher.estimator.observe(service_s=2.0, predicted_output_tokens=10)
+    dispatcher.submit(ticket("running"), "g", 0.0)
+    for i in range(5):
+        dispatcher.submit(ticket(f"batch{i}", priority=PriorityClass.BATCH), "g", 0.0)
+    vip = ticket("vip", priority=PriorityClass.INTERACTIVE, timeout_s=5.0)
+    assert dispatcher.submit(vip, "g", 0.0) == []
+
+
+def test_an_expired_ticket_is_dropped_when_its_turn_comes():
+    dispatcher = queue()
+    dispatcher.submit(ticket("running"), "g", 0.0)
+    dispatcher.submit(ticket("expires", timeout_s=5.0), "g", 0.0)
+    dispatcher.submit(ticket("lives"), "g", 0.0)
+    assert granted(dispatcher.end("running", "answered", 6.0)) == ["lives"]
+    assert dispatcher.outcomes["expired"] == 1
+
+
+def test_a_cancelled_ticket_never_runs():
+    dispatcher = queue()
+    dispatcher.submit(ticket("running"), "g", 0.0)
+    dispatcher.submit(ticket("left"), "g", 0.0)
+    dispatcher.end("left", "cancelled", 0.5)
+    assert granted(dispatcher.end("running", "answered", 1.0)) == []
+    assert dispatcher.in_flight() == 0
+
+
+def test_a_silent_replica_gets_nothing_new_and_later_loses_its_credit():
+    dispatcher = queue(replicas=("a",), stale_after_s=2.0, dead_after_s=15.0)
+    assert dispatcher.submit(ticket("r1"), "g", 3.0) == []
+    dispatcher.sweep(16.0)
+    assert dispatcher.replicas == {}
+    assert granted(dispatcher.report(report("b"), 17.0)) == ["r1"]
+
+
+def test_the_tickets_of_a_lost_replica_come_back_at_the_head():
+    dispatcher = queue(replicas=("a",))
+    dispatcher.submit(ticket("lost"), "g", 0.0)
+    dispatcher.submit(ticket("waiting"), "g", 1.0)
+    dispatcher.replica_gone("a", 2.0)
+    assert dispatcher.submit(ticket("lost", waited_s=2.0, attempt=2), "g", 2.0) == []
+    assert granted(dispatcher.report(report("b"), 3.0)) == ["lost"]
+    assert dispatcher.accepted == 2
+
+
+def test_the_last_reports_of_a_lost_replica_do_not_bring_it_back():
+    dispatcher = queue(replicas=("a",))
+    dispatcher.replica_gone("a", 1.0)
+    dispatcher.report(report("a"), 1.2)
+    assert dispatcher.replicas == {}
+    dispatcher.report(report("a"), 60.0)
+    assert list(dispatcher.replicas) == ["a"]
+
+
+def test_a_draining_replica_finishes_and_gets_nothing_new():
+    dispatcher = queue(slots=2, replicas=("a",))
+    dispatcher.submit(ticket("r1"), "g", 0.0)
+    dispatcher.replica_draining("a")
+    assert dispatcher.submit(ticket("r2"), "g", 0.1) == []
+    assert dispatcher.running_sequences() == 1
+    assert dispatcher.capacity().slots == 0
+
+
+def test_a_new_owner_books_what_replicas_already_run():
+    dispatcher = Dispatcher(settings=DispatchSettings(look_ahead=0))
+    dispatcher.report(report(slots=1, running=("old",)), 0.0)
+    assert dispatcher.submit(ticket("new"), "g", 0.0) == []
+    assert granted(dispatcher.end("old", "answered", 1.0)) == ["new"]
+
+
+def test_credit_of_a_request_that_a_replica_no_longer_knows_is_freed():
+    dispatcher = queue()
+    dispatcher.submit(ticket("forgotten"), "g", 0.0)
+    dispatcher.submit(ticket("next"), "g", 0.0)
+    assert granted(dispatcher.report(report(running=()), 1.0)) == []  # the grant may be under way
+    assert granted(dispatcher.report(report(running=()), 6.0)) == ["next"]
+    assert dispatcher.outcomes["failed"] == 1
+
+
+def test_a_gateway_that_leaves_frees_everything_it_had():
+    dispatcher = queue()
+    dispatcher.submit(ticket("running"), "g1", 0.0)
+    dispatcher.submit(ticket("waiting"), "g1", 0.0)
+    dispatcher.submit(ticket("other"), "g2", 0.0)
+    assert granted(dispatcher.gateway_gone("g1", 1.0)) == ["other"]
+    assert dispatcher.outcomes["cancelled"] == 2
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["submit", "end", "retry", "gone", "report", "gateway"]),
+        st.integers(0, 7),
+        st.sampled_from(list(PriorityClass)),
+    ),
+    max_size=80,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(EVENTS)
+def test_whatever_happens_accepted_is_the_sum_of_all_ends_and_what_is_in_flight(events):
+    dispatcher = queue(slots=2, replicas=("r0", "r1"))
+    attempts: dict[str, int] = {}
+    for now, (event, number, priority) in enumerate(events):
+        request_id = f"q{number}"
+        if event == "submit":
+            attempts[request_id] = attempts.get(request_id, 0) + 1
+            dispatcher.submit(ticket(request_id, priority=priority, timeout_s=3.0), f"g{number % 2}", now)
+        elif event == "end":
+            dispatcher.end(request_id, "answered", now)
+        elif event == "retry":
+            dispatcher.end(request_id, "retried", now)
+        elif event == "gone":
+            dispatcher.replica_gone(f"r{number % 2}", now)
+        elif event == "report":
+            dispatcher.report(report(f"r{number % 3}", slots=2), now)
+        else:
+            dispatcher.gateway_gone(f"g{number % 2}", now)
+        assert dispatcher.accepted == sum(dispatcher.outcomes.values()) + dispatcher.in_flight()
+        for replica in dispatcher.replicas.values():
+            assert replica.sequences == len(replica.held)
+            assert replica.sequences <= 2
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_all_slots_stay_busy_while_tickets_wait(slots):
+    dispatcher = queue(slots=slots)
+    for i in range(100):
+        dispatcher.submit(ticket(f"r{i}", timeout_s=1e6), "g", 0.0)
+    running = set(dispatcher.replicas["a"].held)
+    for now in range(100 - slots):
+        assert len(running) == slots
+        running |= set(granted(dispatcher.end(done := min(running), "answered", now)))
+        running.discard(done)
