@@ -1,0 +1,392 @@
+"""`Gateway`: what happens between a request and its answer, without any transport.
+
+Owns the order of the steps: authenticate, find the model, reserve limits, retrieve, build the prompt, queue,
+stream, settle. `app.main` joins HTTP to it in one process, `app.client` calls it over a handle. Where tokens
+come from is `actors.handles`, how OpenAI's JSON looks is `app.schemas`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+
+from actors import telemetry
+from actors.engines.tokens import TokenCounter, counter_for, prompt_tokens
+from actors.errors import (
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    PermissionDenied,
+    Unavailable,
+)
+from actors.handles.embedder import EmbedderClient
+from actors.handles.model import Admission, ModelClient, ModelStream
+from actors.handles.models import ModelDirectory
+from actors.handles.retriever import RetrieverClient
+from actors.policies.prediction import OutputPredictor
+from actors.policies.prompting import fitting, question_of, with_passages
+from actors.stores.config import StorageConfig
+from actors.stores.keys import AuthConfig, AuthenticatedKey, KeyStore, open_key
+from actors.stores.limits import LimitStore, Reservation
+from actors.stores.pepper import load_pepper
+from actors.stores.redis import connect
+from actors.telemetry import Stage, StageClock
+from actors.types import (
+    Embeddings,
+    GenerationCall,
+    GenerationRequest,
+    ModelCard,
+    Passage,
+    Principal,
+    RetrievalOptions,
+    RetrievalQuery,
+    RetrievalResult,
+    Usage,
+)
+
+_CARD_WAIT_S = 2.0  # a model that never had a replica is served without knowing its tokenizer
+_ANSWER_ROOM_TOKENS = 256  # kept free for the answer when passages are fitted and max_tokens is not given
+_COUNT_IN_THREAD_CHARS = 50_000
+_log = telemetry.logger("gateway")
+
+
+class RetrievalSettings(BaseModel):
+    """How the gateway uses the retrieval application."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    app_name: str = Field(default="retrieval", description="Serve application of the retrieval stages.")
+    deadline_s: float = Field(
+        default=2.0, gt=0, description="A chat goes on without passages after this; it says so in its answer."
+    )
+    embedding_model: str = Field(
+        default="all-MiniLM-L6-v2", description="Name of the embedding model for /v1/embeddings."
+    )
+    embed_timeout_s: float = Field(default=30.0, gt=0, description="For one /v1/embeddings call.")
+
+
+class GatewayConfig(BaseModel):
+    """One gateway application."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    storage: StorageConfig = Field(default_factory=StorageConfig, description="Where durable state lives.")
+    auth: AuthConfig = Field(default_factory=AuthConfig, description="Who may call.")
+    retrieval: RetrievalSettings | None = Field(
+        default=None, description="None: this system has no documents and no embeddings."
+    )
+    default_timeout_s: float = Field(default=300, gt=0, description="Deadline of a call that names none.")
+    max_timeout_s: float = Field(default=3600, gt=0, description="The longest deadline a call may name.")
+    max_body_bytes: int = Field(default=10_000_000, gt=0, description="Largest JSON body.")
+    max_upload_bytes: int = Field(default=512_000_000, gt=0, description="Largest uploaded file.")
+    expose_docs: bool = Field(default=False, description="Serve /docs and /openapi.json.")
+    expected_gateways: int = Field(
+        default=1, ge=1, description="Gateways that share the limits while Redis is down."
+    )
+
+
+class GatewayRoutes(BaseModel):
+    """What may change while the gateway runs: the `user_config` of its deployment."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    aliases: dict[str, str] = Field(default_factory=dict, description="Other names of deployed models.")
+
+
+class Gateway:
+    """The API layer's actor, free of transport.
+
+    Args:
+        config: see `GatewayConfig`.
+    """
+
+    def __init__(self, config: GatewayConfig) -> None:
+        telemetry.configure_logging()
+        self.config = config
+        gateway_id = serve.get_replica_context().replica_id.unique_id
+        self._routes = GatewayRoutes()
+        self._models = ModelDirectory(gateway_id)
+        self._predictor = OutputPredictor()
+        self._pepper = load_pepper(config.auth.pepper_file, config.storage)
+        redis = connect(config.storage.effective_redis_url)
+        self._keys = KeyStore(redis, self._pepper, config.auth)
+        self._limits = LimitStore(redis, expected_gateways=config.expected_gateways)
+        self._counters: dict[str, TokenCounter] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._retriever = RetrieverClient(config.retrieval.app_name) if config.retrieval else None
+        self._embedder = EmbedderClient(config.retrieval.app_name) if config.retrieval else None
+
+    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Take new routes; bad ones are reported and the old ones stay: raising would end the application."""
+        try:
+            self._routes = GatewayRoutes.model_validate(user_config)
+        except ValueError as error:
+            _log.error("routes_refused", reason=str(error))
+
+    async def authenticate(self, authorization: str | None, clock: StageClock) -> AuthenticatedKey:
+        """Who is calling.
+
+        Raises:
+            AuthenticationFailed: no good key.
+            Unavailable: the key is unknown here and Redis is down.
+        """
+        clock.enter("auth")
+        try:
+            if self.config.auth.mode == "open":
+                return open_key(self.config.auth)
+            return await self._keys.authenticate(authorization)
+        finally:
+            clock.enter("other")
+
+    async def generate(
+        self, caller: AuthenticatedKey, call: GenerationCall, clock: StageClock
+    ) -> ModelStream:
+        """Run one chat or completion; returns when its first delta is at hand.
+
+        Raises:
+            ShoalError: anything that goes wrong before the first token.
+        """
+        principal = _principal(caller, call)
+        timeout_s = min(call.timeout_s or self.config.default_timeout_s, self.config.max_timeout_s)
+        model = await self._model(call.model)
+        card = model.card or await model.wait_for_card(_CARD_WAIT_S)
+        request = replace(call.request, cache_salt=self._cache_salt(principal.tenant))
+        counter = self._counter(card)
+        passages, degraded = await self._passages(principal, call, timeout_s, clock)
+        if passages:
+            passages = self._fit(passages, request, card, counter)
+            fence = f"=== {secrets.token_hex(8)} ==="
+            request = replace(request, messages=with_passages(request.messages or (), passages, fence))
+        tokens = await self._count(card, request)
+        predicted = self._predictor.predict(principal.tenant, request.sampling.max_tokens)
+        reservation = await self._limits.reserve(caller, tokens + predicted * request.sampling.n)
+
+        def settle(usage: Usage | None) -> None:
+            self._settle(principal, model.name, request, reservation, usage)
+
+        stream = await model.generate(
+            request,
+            Admission(
+                principal=principal,
+                prompt_tokens=tokens,
+                predicted_output_tokens=predicted,
+                timeout_s=timeout_s - clock.elapsed_s(),
+            ),
+            clock,
+            settle,
+        )
+        telemetry.observe(
+            "shoal_ttft_seconds", clock.elapsed_s(), model=model.name, class_=principal.priority.value
+        )
+        stream.passages = passages
+        stream.headers |= dict(self._limits.headers(reservation))
+        if degraded:
+            stream.headers["x-shoal-degraded"] = degraded
+        return stream
+
+    async def embed(
+        self,
+        caller: AuthenticatedKey,
+        model: str,
+        inputs: Sequence[str] | Sequence[Sequence[int]],
+        clock: StageClock,
+        dimensions: int | None = None,
+    ) -> Embeddings:
+        """Embed texts or token ids.
+
+        Raises:
+            ModelNotFound: it is not this system's embedding model.
+            InvalidRequest: from the model, about an input or the dimensions.
+            Unavailable: the embedder is down.
+        """
+        _require(caller.principal, "inference")
+        if self._embedder is None or self.config.retrieval is None:
+            raise ModelNotFound("this system serves no embedding model", param="model")
+        known = self.config.retrieval.embedding_model
+        if self._routes.aliases.get(model, model) != known:
+            raise ModelNotFound(f"the embedding model {model!r} does not exist; available: {known}", "model")
+        reservation = await self._limits.reserve(caller, sum(_embedding_tokens(item) for item in inputs))
+        clock.enter("embed")
+        used = 0
+        try:
+            result = await self._embedder.embed(
+                inputs, kind="passage", dimensions=dimensions, timeout_s=self.config.retrieval.embed_timeout_s
+            )
+            used = result.tokens
+        finally:
+            clock.enter("other")
+            self._later(self._limits.settle(reservation, used))
+        telemetry.count("shoal_tokens_total", used, model=known, direction="in")
+        return result
+
+    async def search(
+        self, principal: Principal, query: RetrievalQuery, clock: StageClock | None = None
+    ) -> RetrievalResult:
+        """Search vector stores of the caller's tenant.
+
+        Raises:
+            NotFound: there is no such vector store.
+            Unavailable, DeadlineExceeded: neither index answered.
+        """
+        if self._retriever is None or self.config.retrieval is None:
+            raise InvalidRequest("this system has no retrieval stage; configure `retrieval` on the gateway")
+        scoped = replace(query, tenant=principal.tenant)
+        result = await self._retriever.search(scoped, timeout_s=self.config.retrieval.deadline_s)
+        if clock is not None:
+            clock.split(_stages(result.stage_s))
+        return result
+
+    async def models(self) -> list[ModelCard]:
+        """What can be asked for: deployed models, their aliases, the embedding model."""
+        deployed = [model.name for model in await self._models.list()]
+        names = deployed + [alias for alias, name in self._routes.aliases.items() if name in deployed]
+        if self.config.retrieval is not None:
+            names.append(self.config.retrieval.embedding_model)
+        return [ModelCard(name=name, context_tokens=0, tokenizer="") for name in names]
+
+    async def ready(self) -> dict[str, str]:
+        """Component → "ready" or why it is not; says nothing about tenants."""
+        state = {model.name: "ready" if model.running else "starting" for model in await self._models.list()}
+        return state or {"models": "none deployed"}
+
+    async def check_health(self) -> None:
+        """The gateway is well while its event loop turns."""
+
+    # --- the steps of `generate` -------------------------------------------------------------------
+
+    async def _model(self, name: str) -> ModelClient:
+        return await self._models.find(self._routes.aliases.get(name, name))
+
+    async def _passages(
+        self, principal: Principal, call: GenerationCall, timeout_s: float, clock: StageClock
+    ) -> tuple[tuple[Passage, ...], str]:
+        """Retrieve under the deadline: a slow or dead retriever costs the context, never the chat."""
+        if call.retrieval is None:
+            return (), ""
+        if self._retriever is None or self.config.retrieval is None:
+            raise InvalidRequest("this system has no retrieval stage", param="retrieval")
+        query = _query(principal, call.request, call.retrieval)
+        clock.enter("retrieve")
+        try:
+            result = await self._retriever.search(
+                query, timeout_s=min(self.config.retrieval.deadline_s, timeout_s)
+            )
+            clock.split(_stages(result.stage_s))
+            degraded = result.degraded
+        except DeadlineExceeded:
+            result, degraded = RetrievalResult(passages=()), "retrieval=timeout"
+        except Unavailable:
+            result, degraded = RetrievalResult(passages=()), "retrieval=unavailable"
+        finally:
+            clock.enter("other")
+        if degraded:
+            telemetry.count("shoal_retrieval_degraded_total", reason=degraded)
+        return result.passages, degraded
+
+    def _fit(
+        self,
+        passages: Sequence[Passage],
+        request: GenerationRequest,
+        card: ModelCard | None,
+        counter: TokenCounter,
+    ) -> tuple[Passage, ...]:
+        if card is None:
+            return tuple(passages)
+        answer = request.sampling.max_tokens or _ANSWER_ROOM_TOKENS
+        room = card.context_tokens - prompt_tokens(card, request) - answer - _ANSWER_ROOM_TOKENS // 2
+        return fitting(passages, room_tokens=room, count=counter.count)
+
+    def _counter(self, card: ModelCard | None) -> TokenCounter:
+        tokenizer = card.tokenizer if card is not None else ""
+        if tokenizer not in self._counters:
+            self._counters[tokenizer] = counter_for(tokenizer)
+        return self._counters[tokenizer]
+
+    async def _count(self, card: ModelCard | None, request: GenerationRequest) -> int:
+        """Prompt tokens, as well as the gateway can know them; the engine has the last word."""
+        known = card or ModelCard(name="", context_tokens=0, tokenizer="")
+        if _prompt_chars(request) > _COUNT_IN_THREAD_CHARS:
+            tokens = await asyncio.to_thread(prompt_tokens, known, request)
+        else:
+            tokens = prompt_tokens(known, request)
+        overhead = known.template_overhead_tokens * len(request.messages or ())
+        if card is not None and tokens - overhead >= card.context_tokens:
+            raise ContextLengthExceeded(
+                f"the prompt has about {tokens} tokens and this model's context is {card.context_tokens}",
+                param="messages" if request.messages is not None else "prompt",
+            )
+        return tokens
+
+    def _settle(
+        self,
+        principal: Principal,
+        model: str,
+        request: GenerationRequest,
+        reservation: Reservation,
+        usage: Usage | None,
+    ) -> None:
+        used = usage.total_tokens if usage is not None else 0
+        self._later(self._limits.settle(reservation, used))
+        if usage is not None:
+            self._predictor.observe(principal.tenant, usage.completion_tokens // max(request.sampling.n, 1))
+            telemetry.count("shoal_tokens_total", usage.prompt_tokens, model=model, direction="in")
+            telemetry.count("shoal_tokens_total", usage.completion_tokens, model=model, direction="out")
+
+    def _later(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _cache_salt(self, tenant: str) -> str:
+        return hmac.new(self._pepper, tenant.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def _principal(caller: AuthenticatedKey, call: GenerationCall) -> Principal:
+    """The caller with the class that `service_tier` asks for: it may lower the key's class, not raise it."""
+    principal = caller.principal
+    _require(principal, "inference")
+    if call.retrieval is not None:
+        _require(principal, "documents")
+    tier = call.service_tier
+    if tier is not None and tier.rank > principal.priority.rank:
+        return replace(principal, priority=tier)
+    return principal
+
+
+def _require(principal: Principal, scope: str) -> None:
+    if scope not in principal.scopes and "admin" not in principal.scopes:
+        raise PermissionDenied(f"this key lacks the scope {scope!r}; it has: {', '.join(principal.scopes)}")
+
+
+def _query(principal: Principal, request: GenerationRequest, options: RetrievalOptions) -> RetrievalQuery:
+    return RetrievalQuery(
+        tenant=principal.tenant,
+        vector_store_ids=options.vector_store_ids,
+        text=question_of(request.messages or ()),
+        max_num_results=options.max_num_results,
+        score_threshold=options.score_threshold,
+        filters=options.filters,
+        ranker=options.ranker,
+    )
+
+
+def _stages(stage_s: Mapping[str, float]) -> dict[Stage, float]:
+    known: tuple[Stage, ...] = ("embed", "rerank")  # "retrieve" is the stage that the clock is in
+    return {stage: stage_s[stage] for stage in known if stage in stage_s}
+
+
+def _prompt_chars(request: GenerationRequest) -> int:
+    return len(request.prompt or "") + sum(len(message.content) for message in request.messages or ())
+
+
+def _embedding_tokens(item: str | Sequence[int]) -> int:
+    return len(item) if not isinstance(item, str) else max(1, len(item.encode()) // 4)

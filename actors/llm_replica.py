@@ -1,0 +1,194 @@
+"""`LLMReplica`: one engine behind the bus.
+
+Owns one `LLMEngine` and its streams. A gateway opens one bus stream to it and sends coalesced commands; every
+engine step leaves as one frame with all of that gateway's new tokens. It reports what it runs to its queue
+twice a second and finds out itself when the engine hangs. Who may run on it is the queue's decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from ray import serve
+
+from actors import telemetry
+from actors.engines.protocol import LLMEngine
+from actors.engines.scripted import ScriptedConfig, ScriptedEngine
+from actors.engines.vllm import VllmConfig, VllmEngine
+from actors.errors import EngineFailed, ShoalError, Unavailable
+from actors.handles import frames
+from actors.handles.outbox import Outbox
+from actors.handles.queue import QueueReporter
+from actors.types import GenerationRequest, ModelCard
+
+_REPORT_S = 0.5
+_log = telemetry.logger("llm_replica")
+
+
+class EngineChoice(BaseModel):
+    """Which engine serves the model: exactly one of the fields is set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scripted: ScriptedConfig | None = Field(default=None, description="The deterministic engine for tests.")
+    vllm: VllmConfig | None = Field(default=None, description="vLLM, in process, on GPU or CPU.")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> EngineChoice:
+        if (self.scripted is None) == (self.vllm is None):
+            raise ValueError("name exactly one engine: scripted or vllm")
+        return self
+
+    def build(self, model: str, cache_dir: Path) -> LLMEngine:
+        """Make the engine; it is not started."""
+        if self.scripted is not None:
+            return ScriptedEngine(model, self.scripted)
+        if self.vllm is not None:
+            return VllmEngine(model, self.vllm, cache_dir)
+        raise AssertionError("validated above")
+
+
+@dataclass(slots=True)
+class _Connection:
+    """One gateway's bus: where its tokens go, and what runs for it."""
+
+    outbox: Outbox[frames.StreamEvent] = field(default_factory=Outbox)
+    tasks: dict[int, asyncio.Task[None]] = field(default_factory=dict)  # by stream number
+    aborted: set[int] = field(default_factory=set)  # an abort may overtake its start
+
+
+class LLMReplica:
+    """One replica of a model's pool.
+
+    Args:
+        model: public name of the model.
+        engine: which engine, and its settings.
+        cache_dir: where prepared weights are kept.
+    """
+
+    async def __init__(self, model: str, engine: EngineChoice, cache_dir: Path) -> None:  # type: ignore[misc]
+        telemetry.configure_logging()
+        started = time.monotonic()
+        context = serve.get_replica_context()
+        self._model = model
+        self._replica_id = context.replica_id.unique_id
+        self._engine = engine.build(model, cache_dir)
+        self._connections: dict[str, _Connection] = {}
+        self._running: dict[tuple[str, int], str] = {}  # (connection, stream) → request id
+        self._failed: EngineFailed | None = None
+        self._card: ModelCard = await self._engine.start()
+        self._start_up_s = time.monotonic() - started
+        self._reporter = QueueReporter(context.app_name)
+        self._report_task = asyncio.get_running_loop().create_task(self._report_for_ever())
+        _log.info("replica_ready", model=model, replica=self._replica_id, start_up_s=self._start_up_s)
+
+    async def bus(self, connection: str, *, replica: str) -> AsyncIterator[bytes]:
+        """The tokens of one gateway's streams, a frame per engine step; its end cancels the streams.
+
+        Args:
+            connection: names the bus; `send` refers to it.
+            replica: this replica; read by `GrantRouter`.
+        """
+        del replica
+        here = self._connections[connection] = _Connection()
+        try:
+            yield frames.encode([])  # the gateway may send now
+            async for events in here.outbox.batches():
+                yield frames.encode(events)
+        finally:
+            self._connections.pop(connection, None)
+            for task in here.tasks.values():
+                task.cancel()
+
+    async def send(self, connection: str, frame: bytes, *, replica: str) -> None:
+        """Take one tick's commands from a gateway.
+
+        Raises:
+            Unavailable: its bus is not open here.
+        """
+        del replica
+        here = self._connections.get(connection)
+        if here is None:
+            raise Unavailable("the bus is not open")
+        for command in frames.decode_replica_commands(frame):
+            if isinstance(command, frames.Abort):
+                self._abort(here, command.stream)
+            elif command.stream not in here.aborted:
+                self._start(connection, here, command)
+
+    async def check_health(self) -> None:
+        """Serve restarts the replica when this raises."""
+        if self._failed is not None:
+            raise self._failed
+        await self._engine.check_health()
+
+    async def __del__(self) -> None:
+        """Serve awaits this when the replica has drained."""
+        if hasattr(self, "_report_task"):
+            self._report_task.cancel()
+        if hasattr(self, "_engine"):
+            await self._engine.stop()
+
+    def _start(self, connection: str, here: _Connection, command: frames.Start) -> None:
+        self._running[connection, command.stream] = command.request.request_id
+        task = asyncio.get_running_loop().create_task(self._generate(here, command.stream, command.request))
+        here.tasks[command.stream] = task
+        task.add_done_callback(lambda _: self._ended(connection, here, command.stream))
+
+    def _abort(self, here: _Connection, stream: int) -> None:
+        task = here.tasks.get(stream)
+        if task is not None:
+            task.cancel()
+        else:
+            here.aborted.add(stream)
+
+    def _ended(self, connection: str, here: _Connection, stream: int) -> None:
+        here.tasks.pop(stream, None)
+        self._running.pop((connection, stream), None)
+
+    async def _generate(self, here: _Connection, stream: int, request: GenerationRequest) -> None:
+        put = here.outbox.put
+        try:
+            async for delta in self._engine.generate(request):
+                put(frames.StreamEvent(stream, delta))
+        except EngineFailed as error:
+            self._failed = error  # the next health check lets Serve replace this replica
+            put(frames.StreamEvent(stream, None, error.to_wire()))
+        except ShoalError as error:
+            put(frames.StreamEvent(stream, None, error.to_wire()))
+        except Exception:  # an engine's bug must reach its caller as an error, not as silence
+            _log.exception("generation_broke", model=self._model, request_id=request.request_id)
+            put(frames.StreamEvent(stream, None, ShoalError("the engine broke on this request").to_wire()))
+
+    async def _report_for_ever(self) -> None:
+        while True:
+            if self._failed is None:
+                await self._report()
+            await asyncio.sleep(_REPORT_S)
+
+    async def _report(self) -> None:
+        stats = self._engine.stats()
+        capacity = self._engine.capacity
+        labels = {"model": self._model, "replica": self._replica_id}
+        telemetry.gauge("shoal_engine_running", stats.running, **labels)
+        telemetry.gauge("shoal_engine_waiting", stats.waiting, **labels)
+        telemetry.gauge("shoal_engine_kv_usage", stats.kv_usage, **labels)
+        telemetry.gauge("shoal_engine_batch_fill", stats.running / max(capacity.max_sequences, 1), **labels)
+        telemetry.gauge("shoal_engine_preemptions_total", stats.preemptions_total, **labels)
+        report = frames.Report(
+            replica_id=self._replica_id,
+            card=self._card,
+            max_sequences=capacity.max_sequences,
+            kv_tokens=capacity.kv_tokens,
+            running=list(self._running.values()),
+            start_up_s=self._start_up_s,
+        )
+        try:
+            await self._reporter.report(report)
+        except Unavailable as error:
+            _log.info("queue_unreachable", model=self._model, reason=error.message)

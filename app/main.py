@@ -1,0 +1,60 @@
+"""The application builders: which actor runs with which, and the only `.bind()`.
+
+Serve config files name them as `import_path`. What `deployments:` says in such a file wins over the defaults
+here. This module must not import annotations from `__future__`: Ray reads the builders' annotations to
+validate `args`, and would pass a raw dict otherwise.
+"""
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+
+from actors.batching_queue import BatchingQueue
+from actors.gateway import Gateway
+from actors.handles.llm import LLM_DEPLOYMENT
+from actors.handles.queue import QUEUE_DEPLOYMENT
+from actors.llm_replica import LLMReplica
+from app.api import build_api
+from app.config import GatewayArgs, ModelArgs
+
+# Calls that wait would poll in Serve's router; nothing may wait there, so no bound of Serve's is ever met.
+_UNBOUNDED = 100_000
+_HEALTH = {"health_check_period_s": 2, "health_check_timeout_s": 10}
+
+_GRANT_ROUTER = RequestRouterConfig(
+    request_router_class="actors.handles.grant_router:GrantRouter",
+    initial_backoff_s=0.005,
+    max_backoff_s=0.05,
+)
+
+
+def build_gateway(args: GatewayArgs) -> Application:
+    """The API layer with HTTP joined to it; the only deployment that answers HTTP."""
+    deployment = serve.deployment(
+        name="Gateway",
+        max_ongoing_requests=_UNBOUNDED,
+        ray_actor_options={"num_cpus": 0.1},
+        graceful_shutdown_timeout_s=args.max_timeout_s,
+        **_HEALTH,
+    )(serve.ingress(build_api)(Gateway))
+    return deployment.bind(args)
+
+
+def build_model(args: ModelArgs) -> Application:
+    """One model: its queue at the root, its pool of engines under it."""
+    pool = serve.deployment(
+        name=LLM_DEPLOYMENT,
+        max_ongoing_requests=_UNBOUNDED,
+        ray_actor_options={"num_cpus": 0.1},
+        request_router_config=_GRANT_ROUTER,
+        graceful_shutdown_timeout_s=600,
+        **_HEALTH,
+    )(LLMReplica)
+    queue = serve.deployment(
+        name=QUEUE_DEPLOYMENT,
+        max_ongoing_requests=_UNBOUNDED,
+        ray_actor_options={"num_cpus": 0.1},
+        graceful_shutdown_timeout_s=1,  # soft state: the next owner learns it from replicas and gateways
+        **_HEALTH,
+    )(BatchingQueue)
+    return queue.bind(args.model, args.queue, pool.bind(args.model, args.engine, args.cache_dir.expanduser()))
