@@ -19,7 +19,15 @@ from app.config import GatewayArgs, ModelArgs
 
 # Calls that wait would poll in Serve's router; nothing may wait there, so no bound of Serve's is ever met.
 _UNBOUNDED = 100_000
-_HEALTH = {"health_check_period_s": 2, "health_check_timeout_s": 10}
+_COMMON = {
+    "max_ongoing_requests": _UNBOUNDED,
+    "ray_actor_options": {"num_cpus": 0.1},
+    "health_check_period_s": 2,
+    "health_check_timeout_s": 10,
+    "logging_config": {
+        "enable_access_log": False
+    },  # the gateway logs requests; calls between actors are frames
+}
 
 _GRANT_ROUTER = RequestRouterConfig(
     request_router_class="actors.handles.grant_router:GrantRouter",
@@ -32,10 +40,8 @@ def build_gateway(args: GatewayArgs) -> Application:
     """The API layer with HTTP joined to it; the only deployment that answers HTTP."""
     deployment = serve.deployment(
         name="Gateway",
-        max_ongoing_requests=_UNBOUNDED,
-        ray_actor_options={"num_cpus": 0.1},
         graceful_shutdown_timeout_s=args.max_timeout_s,
-        **_HEALTH,
+        **_COMMON,
     )(serve.ingress(build_api)(Gateway))
     return deployment.bind(args)
 
@@ -44,17 +50,13 @@ def build_model(args: ModelArgs) -> Application:
     """One model: its queue at the root, its pool of engines under it."""
     pool = serve.deployment(
         name=LLM_DEPLOYMENT,
-        max_ongoing_requests=_UNBOUNDED,
-        ray_actor_options={"num_cpus": 0.1},
         request_router_config=_GRANT_ROUTER,
         graceful_shutdown_timeout_s=600,
-        **_HEALTH,
+        **_COMMON,
     )(LLMReplica)
     queue = serve.deployment(
         name=QUEUE_DEPLOYMENT,
-        max_ongoing_requests=_UNBOUNDED,
-        ray_actor_options={"num_cpus": 0.1},
         graceful_shutdown_timeout_s=1,  # soft state: the next owner learns it from replicas and gateways
-        **_HEALTH,
+        **_COMMON,
     )(BatchingQueue)
     return queue.bind(args.model, args.queue, pool.bind(args.model, args.engine, args.cache_dir.expanduser()))

@@ -2,8 +2,8 @@
 
     python -m tests.cluster CONFIG.yaml [--cpus N]
 
-Prints one JSON line when every application runs: {"http": URL, "dashboard": URL}. Tests talk to it as users do,
-over HTTP and the dashboard's REST API, so no driver in the test process keeps state.
+Prints one JSON line when every application runs: {"http": URL, "dashboard": URL, "metrics": URL}. Tests talk to
+it as users do, over HTTP and the dashboard's REST API, so no driver in the test process keeps state.
 """
 
 import argparse
@@ -28,7 +28,11 @@ def main() -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     config = yaml.safe_load(options.config.read_text())
-    address = ray.init(num_cpus=int(options.cpus), include_dashboard=True, log_to_driver=True)
+    address = ray.init(
+        num_cpus=int(options.cpus),
+        include_dashboard=True,
+        _system_config={"metrics_report_interval_ms": 500},  # tests look at metrics; the default is 10 s
+    ).address_info
     schema = ServeDeploySchema.model_validate(config)
     client = serve_start(  # what `serve run` does with a config file
         http_options=schema.http_options.model_dump(),
@@ -40,6 +44,7 @@ def main() -> None:
     ready = {
         "http": f"http://{schema.http_options.host}:{schema.http_options.port}",
         "dashboard": f"http://{address['webui_url']}",
+        "metrics": f"http://127.0.0.1:{address['metrics_export_port']}/metrics",
     }
     print(json.dumps(ready), flush=True)
     while not stop.wait(1):

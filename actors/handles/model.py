@@ -193,6 +193,8 @@ class ModelClient:
         begun = False
 
         def on_end(error: ShoalError | None) -> None:
+            if isinstance(error, EngineFailed):
+                self._queue.gone(grant.replica_id)  # its bus is open, but nothing more runs there
             # Before the first delta another attempt may follow; then this one's outcome is told below.
             if begun or error is None:
                 self._queue.end(grant.request_id, _outcome(error))
