@@ -1,0 +1,63 @@
+"""The engines that the contract suite runs over.
+
+To add an engine: append one `EngineCase` to `ENGINE_CASES`, whose `build` returns a new engine that is not
+started yet. Everything that is slow or heavy goes into `build` (imports too) or the engine's `start`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import pytest
+import pytest_asyncio
+
+from actors.engines.protocol import LLMEngine
+from actors.engines.scripted import ScriptedConfig, ScriptedEngine
+from actors.errors import EngineFailed
+from actors.types import GenerationRequest, ModelCard
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineCase:
+    """One engine under the contract."""
+
+    name: str
+    build: Callable[[], LLMEngine]
+    marks: tuple[pytest.MarkDecorator, ...] = ()
+    step_bound_s: float = 1.0  # what must happen "within one engine step" happens within this
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningEngine:
+    """A started engine, shared by the tests of the module."""
+
+    engine: LLMEngine
+    card: ModelCard
+    step_bound_s: float
+
+
+def build_scripted() -> LLMEngine:
+    return ScriptedEngine("contract-model", ScriptedConfig(context_tokens=2048, max_sequences=8))
+
+
+ENGINE_CASES = (EngineCase(name="scripted", build=build_scripted),)
+
+
+@pytest_asyncio.fixture(
+    scope="module",
+    loop_scope="module",
+    params=[pytest.param(case, id=case.name, marks=case.marks) for case in ENGINE_CASES],
+)
+async def running(request: pytest.FixtureRequest) -> AsyncIterator[RunningEngine]:
+    """The engine, started; when the module is through, it must stop cleanly, twice, and then refuse work."""
+    case: EngineCase = request.param
+    engine = case.build()
+    card = await engine.start()
+    yield RunningEngine(engine=engine, card=card, step_bound_s=case.step_bound_s)
+    await engine.stop()
+    await engine.stop()
+    with pytest.raises(EngineFailed):
+        await engine.check_health()
+    with pytest.raises(EngineFailed):
+        await anext(aiter(engine.generate(GenerationRequest(request_id="after-stop", prompt="Hello"))))
