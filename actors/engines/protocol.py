@@ -51,13 +51,14 @@ class LLMEngine(Protocol):
     def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         """Run one request and yield what each engine step adds.
 
-        Closing the iterator aborts the request. Every choice ends with a `finish_reason`; the last delta of
-        the request carries `usage`.
+        Closing the iterator aborts the request; an aborted one simply ends. Otherwise every choice ends with
+        a `finish_reason`, and the last delta of the request carries `usage`.
 
         Raises:
             InvalidRequest: the request is bad in a way only the model knows (schema, tool, token ids).
             ContextLengthExceeded: the rendered prompt leaves no room for one output token, or
                 prompt + max_tokens passes the context.
+            Conflict: a request with this id runs already.
             EngineFailed: the engine died; nothing more comes.
         """
 

@@ -2,13 +2,20 @@
 
 Owns the choice between outside servers (a URL is given) and the local ones (it is not), and the addresses of
 the local ones, so that nobody has to look them up by name. `actors.local_services` starts what is local.
+
+A URL may carry a password, and a Serve config file is no place for one: `env:NAME` stands for the value of an
+environment variable of the process that connects. The field keeps the name, so dumps and logs show no secret.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_FROM_ENV = "env:"
 
 
 class StorageConfig(BaseModel):
@@ -22,15 +29,23 @@ class StorageConfig(BaseModel):
     )
     redis_url: str | None = Field(
         default=None,
-        description="Outside Redis ≥ 7.2 or Valkey ≥ 8; none: a local Valkey.",
+        description="Outside Redis ≥ 7.2 or Valkey ≥ 8, or env:NAME; none: a local Valkey.",
     )
     chroma_url: str | None = Field(
-        default=None, description="Outside Chroma server (http://host:port); none: a local one."
+        default=None, description="Outside Chroma server (http://host:port) or env:NAME; none: a local one."
     )
     documents_url: str | None = Field(
-        default=None, description="Object store of documents as an fsspec URL; none: a folder in data_dir."
+        default=None,
+        description="Object store of documents as an fsspec URL or env:NAME; none: a folder in data_dir.",
     )
     chroma_port: int = Field(default=8801, ge=1, le=65535, description="Loopback port of the local Chroma.")
+
+    @field_validator("redis_url", "chroma_url", "documents_url")
+    @classmethod
+    def _well_formed(cls, url: str | None) -> str | None:
+        if url is not None and url.startswith(_FROM_ENV) and not re.fullmatch(r"env:[A-Z_][A-Z0-9_]*", url):
+            raise ValueError("env: must be followed by the name of an environment variable, as env:REDIS_URL")
+        return url
 
     @property
     def root(self) -> Path:
@@ -45,14 +60,29 @@ class StorageConfig(BaseModel):
     @property
     def effective_redis_url(self) -> str:
         """The URL to connect to, outside or local."""
-        return self.redis_url or f"unix://{self.valkey_socket}"
+        return _resolved(self.redis_url, "redis_url") or f"unix://{self.valkey_socket}"
 
     @property
     def effective_chroma_url(self) -> str:
         """The URL to connect to, outside or local."""
-        return self.chroma_url or f"http://127.0.0.1:{self.chroma_port}"
+        return _resolved(self.chroma_url, "chroma_url") or f"http://127.0.0.1:{self.chroma_port}"
 
     @property
     def effective_documents_url(self) -> str:
         """The fsspec URL of the document store."""
-        return self.documents_url or f"file://{self.root / 'documents'}"
+        return _resolved(self.documents_url, "documents_url") or f"file://{self.root / 'documents'}"
+
+
+def _resolved(url: str | None, field: str) -> str | None:
+    """The URL itself, or what the environment variable it names holds.
+
+    Raises:
+        ValueError: the variable is not set.
+    """
+    if url is None or not url.startswith(_FROM_ENV):
+        return url
+    name = url.removeprefix(_FROM_ENV)
+    value = os.environ.get(name)
+    if not value:
+        raise ValueError(f"storage.{field} is {url}, and the environment variable {name} is not set here")
+    return value

@@ -1,1 +1,29 @@
-"""FastAPI routers, one file per OpenAI resource."""
+"""FastAPI routers, one file per OpenAI resource, and `build_api`, which puts them together."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+
+def build_api() -> FastAPI:
+    """The HTTP application; `serve.ingress` calls it in each gateway replica.
+
+    Free of side effects. The gateway is looked up per request: there is none yet when this runs.
+    """
+    # Routers import their schemas: whoever only names `build_api` does not pay for them.
+    from app.api import chat, completions, embeddings, errors, health, models
+    from app.api.middleware import RequestEdge
+
+    app = FastAPI(
+        title="Shoal",
+        # Off, or authenticated: app.api.health answers when the configuration exposes them.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,  # a redirect would quote the Host header
+    )
+    app.add_middleware(RequestEdge)
+    errors.install(app)
+    for module in (chat, completions, embeddings, models, health):
+        app.include_router(module.router)
+    return app
