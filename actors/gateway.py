@@ -117,9 +117,9 @@ class Gateway:
         self._models = ModelDirectory(gateway_id)
         self._predictor = OutputPredictor()
         self._pepper = load_pepper(config.auth.pepper_file, config.storage)
-        redis = connect(config.storage.effective_redis_url)
-        self._keys = KeyStore(redis, self._pepper, config.auth)
-        self._limits = LimitStore(redis, expected_gateways=config.expected_gateways)
+        self._redis = connect(config.storage.effective_redis_url)
+        self._keys = KeyStore(self._redis, self._pepper, config.auth)
+        self._limits = LimitStore(self._redis, expected_gateways=config.expected_gateways)
         self._counters: dict[str, TokenCounter] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._retriever = RetrieverClient(config.retrieval.app_name) if config.retrieval else None
@@ -260,6 +260,12 @@ class Gateway:
 
     async def check_health(self) -> None:
         """The gateway is well while its event loop turns."""
+
+    async def __del__(self) -> None:
+        """Serve awaits this when the replica has drained."""
+        if hasattr(self, "_keys"):
+            await asyncio.gather(self._keys.aclose(), self._models.close(), *self._background)
+            await self._redis.aclose()
 
     # --- the steps of `generate` -------------------------------------------------------------------
 

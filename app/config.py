@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from actors.batching_queue import BatchingQueueConfig
 from actors.gateway import GatewayConfig
 from actors.llm_replica import EngineChoice
-from actors.stores.config import StorageConfig
+from actors.local_services import ChromaServerConfig, ValkeyServerConfig
 
 
 class Args(BaseModel):
@@ -46,10 +46,15 @@ class GatewayArgs(Args, GatewayConfig):
     """`app.main:build_gateway`: the fields of `GatewayConfig`."""
 
 
-class StorageArgs(Args):
-    """Base of the applications that keep state."""
+class LocalServicesArgs(Args):
+    """`app.main:build_local_services`: the servers that run here because no outside ones are named."""
 
-    storage: StorageConfig = Field(default_factory=StorageConfig, description="Where durable state lives.")
+    valkey: ValkeyServerConfig = Field(
+        default_factory=ValkeyServerConfig, description="Unless redis_url is set."
+    )
+    chroma: ChromaServerConfig = Field(
+        default_factory=ChromaServerConfig, description="Unless chroma_url is set."
+    )
 
 
 def unknown_keys(model: type[BaseModel], data: Any, path: str = "args") -> typing.Iterator[str]:

@@ -14,8 +14,9 @@ from actors.gateway import Gateway
 from actors.handles.llm import LLM_DEPLOYMENT
 from actors.handles.queue import QUEUE_DEPLOYMENT
 from actors.llm_replica import LLMReplica
+from actors.local_services import ChromaServer, LocalServices, ValkeyServer
 from app.api import build_api
-from app.config import GatewayArgs, ModelArgs
+from app.config import GatewayArgs, LocalServicesArgs, ModelArgs
 
 # Calls that wait would poll in Serve's router; nothing may wait there, so no bound of Serve's is ever met.
 _UNBOUNDED = 100_000
@@ -60,3 +61,13 @@ def build_model(args: ModelArgs) -> Application:
         **_COMMON,
     )(BatchingQueue)
     return queue.bind(args.model, args.queue, pool.bind(args.model, args.engine, args.cache_dir.expanduser()))
+
+
+def build_local_services(args: LocalServicesArgs) -> Application:
+    """Valkey and Chroma, each unless an outside one is named: then nothing is started."""
+    servers = []
+    if args.valkey.storage.redis_url is None:
+        servers.append(serve.deployment(name="ValkeyServer", **_COMMON)(ValkeyServer).bind(args.valkey))
+    if args.chroma.storage.chroma_url is None:
+        servers.append(serve.deployment(name="ChromaServer", **_COMMON)(ChromaServer).bind(args.chroma))
+    return serve.deployment(name="LocalServices", **_COMMON)(LocalServices).bind(*servers)

@@ -299,6 +299,24 @@ async def test_a_server_that_hangs_is_refused_within_its_time_out_and_then_at_on
         await keys.aclose()
 
 
+async def test_a_gateway_hears_of_revocations_again_after_the_server_was_killed(valkey):
+    async with connect(valkey.effective_redis_url) as redis:
+        keys, other = KeyStore(redis, b"p" * 32), KeyStore(redis, b"p" * 32)
+        text, record = await keys.create("acme")
+        await other.authenticate(f"Bearer {text}")
+        await asyncio.sleep(0.1)
+        os.kill((await redis.info("server"))["process_id"], signal.SIGKILL)
+        await asyncio.sleep(0.05)
+        await other.authenticate(f"Bearer {text}")
+        await asyncio.sleep(2.0)  # the server is restarted, and the listener comes back after a second
+        await keys.revoke(record.id)
+        await asyncio.sleep(0.1)
+        with pytest.raises(AuthenticationFailed, match="revoked"):
+            await other.authenticate(f"Bearer {text}")
+        await other.aclose()
+        await keys.aclose()
+
+
 async def refusal_s(keys, text):
     started = time.perf_counter()
     with pytest.raises(Unavailable):
