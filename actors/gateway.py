@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,32 +21,27 @@ from actors import telemetry
 from actors.engines.tokens import TokenCounter, counter_for, prompt_tokens
 from actors.errors import (
     ContextLengthExceeded,
-    DeadlineExceeded,
     InvalidRequest,
     ModelNotFound,
     PermissionDenied,
-    Unavailable,
 )
 from actors.handles.embedder import EmbedderClient
-from actors.handles.model import Admission, ModelClient, ModelStream
+from actors.handles.model import Admission, ModelStream
 from actors.handles.models import ModelDirectory
-from actors.handles.retriever import RetrieverClient
 from actors.policies.prediction import OutputPredictor
-from actors.policies.prompting import fitting, question_of, with_passages
+from actors.rag import Context, RagStage, RetrievalSettings, with_context
 from actors.stores.config import StorageConfig
 from actors.stores.keys import AuthConfig, AuthenticatedKey, KeyStore, open_key
 from actors.stores.limits import LimitStore, Reservation
 from actors.stores.pepper import load_pepper
 from actors.stores.redis import connect
-from actors.telemetry import Stage, StageClock
+from actors.telemetry import StageClock
 from actors.types import (
     Embeddings,
     GenerationCall,
     GenerationRequest,
     ModelCard,
-    Passage,
     Principal,
-    RetrievalOptions,
     RetrievalQuery,
     RetrievalResult,
     Usage,
@@ -57,21 +51,6 @@ _CARD_WAIT_S = 2.0  # a model that never had a replica is served without knowing
 _ANSWER_ROOM_TOKENS = 256  # kept free for the answer when passages are fitted and max_tokens is not given
 _COUNT_IN_THREAD_CHARS = 50_000
 _log = telemetry.logger("gateway")
-
-
-class RetrievalSettings(BaseModel):
-    """How the gateway uses the retrieval application."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    app_name: str = Field(default="retrieval", description="Serve application of the retrieval stages.")
-    deadline_s: float = Field(
-        default=2.0, gt=0, description="A chat goes on without passages after this; it says so in its answer."
-    )
-    embedding_model: str = Field(
-        default="all-MiniLM-L6-v2", description="Name of the embedding model for /v1/embeddings."
-    )
-    embed_timeout_s: float = Field(default=30.0, gt=0, description="For one /v1/embeddings call.")
 
 
 class GatewayConfig(BaseModel):
@@ -122,7 +101,7 @@ class Gateway:
         self._limits = LimitStore(self._redis, expected_gateways=config.expected_gateways)
         self._counters: dict[str, TokenCounter] = {}
         self._background: set[asyncio.Task[None]] = set()
-        self._retriever = RetrieverClient(config.retrieval.app_name) if config.retrieval else None
+        self._rag = RagStage(config.retrieval) if config.retrieval else None
         self._embedder = EmbedderClient(config.retrieval.app_name) if config.retrieval else None
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
@@ -157,40 +136,33 @@ class Gateway:
         """
         principal = _principal(caller, call)
         timeout_s = min(call.timeout_s or self.config.default_timeout_s, self.config.max_timeout_s)
-        model = await self._model(call.model)
+        model = await self._models.find(self._routes.aliases.get(call.model, call.model))
         card = model.card or await model.wait_for_card(_CARD_WAIT_S)
         request = replace(call.request, cache_salt=self._cache_salt(principal.tenant))
-        counter = self._counter(card)
-        passages, degraded = await self._passages(principal, call, timeout_s, clock)
-        if passages:
-            passages = self._fit(passages, request, card, counter)
-            fence = f"=== {secrets.token_hex(8)} ==="
-            request = replace(request, messages=with_passages(request.messages or (), passages, fence))
-        tokens = await self._count(card, request)
+        context = Context()
+        if call.retrieval is not None:
+            context = await self._rag_stage().context(principal, request, call.retrieval, clock)
+        request, passages = with_context(request, context, card, self._counter(card))
+        tokens = await _count(card, request)
         predicted = self._predictor.predict(principal.tenant, request.sampling.max_tokens)
         reservation = await self._limits.reserve(caller, tokens + predicted * request.sampling.n)
 
         def settle(usage: Usage | None) -> None:
             self._settle(principal, model.name, request, reservation, usage)
 
-        stream = await model.generate(
-            request,
-            Admission(
-                principal=principal,
-                prompt_tokens=tokens,
-                predicted_output_tokens=predicted,
-                timeout_s=timeout_s - clock.elapsed_s(),
-            ),
-            clock,
-            settle,
+        admission = Admission(
+            principal=principal,
+            prompt_tokens=tokens,
+            predicted_output_tokens=predicted,
+            timeout_s=timeout_s - clock.elapsed_s(),
         )
-        telemetry.observe(
-            "shoal_ttft_seconds", clock.elapsed_s(), model=model.name, class_=principal.priority.value
-        )
+        stream = await model.generate(request, admission, clock, settle)
+        ttft_s = clock.elapsed_s()
+        telemetry.observe("shoal_ttft_seconds", ttft_s, model=model.name, class_=principal.priority.value)
         stream.passages = passages
-        stream.headers |= dict(self._limits.headers(reservation))
-        if degraded:
-            stream.headers["x-shoal-degraded"] = degraded
+        stream.headers |= self._limits.headers(reservation)
+        if context.degraded:
+            stream.headers["x-shoal-degraded"] = context.degraded
         return stream
 
     async def embed(
@@ -237,13 +209,7 @@ class Gateway:
             NotFound: there is no such vector store.
             Unavailable, DeadlineExceeded: neither index answered.
         """
-        if self._retriever is None or self.config.retrieval is None:
-            raise InvalidRequest("this system has no retrieval stage; configure `retrieval` on the gateway")
-        scoped = replace(query, tenant=principal.tenant)
-        result = await self._retriever.search(scoped, timeout_s=self.config.retrieval.deadline_s)
-        if clock is not None:
-            clock.split(_stages(result.stage_s))
-        return result
+        return await self._rag_stage().search(replace(query, tenant=principal.tenant), clock)
 
     async def models(self) -> list[ModelCard]:
         """What can be asked for: deployed models, their aliases, the embedding model."""
@@ -267,70 +233,16 @@ class Gateway:
             await asyncio.gather(self._keys.aclose(), self._models.close(), *self._background)
             await self._redis.aclose()
 
-    # --- the steps of `generate` -------------------------------------------------------------------
-
-    async def _model(self, name: str) -> ModelClient:
-        return await self._models.find(self._routes.aliases.get(name, name))
-
-    async def _passages(
-        self, principal: Principal, call: GenerationCall, timeout_s: float, clock: StageClock
-    ) -> tuple[tuple[Passage, ...], str]:
-        """Retrieve under the deadline: a slow or dead retriever costs the context, never the chat."""
-        if call.retrieval is None:
-            return (), ""
-        if self._retriever is None or self.config.retrieval is None:
+    def _rag_stage(self) -> RagStage:
+        if self._rag is None:
             raise InvalidRequest("this system has no retrieval stage", param="retrieval")
-        query = _query(principal, call.request, call.retrieval)
-        clock.enter("retrieve")
-        try:
-            result = await self._retriever.search(
-                query, timeout_s=min(self.config.retrieval.deadline_s, timeout_s)
-            )
-            clock.split(_stages(result.stage_s))
-            degraded = result.degraded
-        except DeadlineExceeded:
-            result, degraded = RetrievalResult(passages=()), "retrieval=timeout"
-        except Unavailable:
-            result, degraded = RetrievalResult(passages=()), "retrieval=unavailable"
-        finally:
-            clock.enter("other")
-        if degraded:
-            telemetry.count("shoal_retrieval_degraded_total", reason=degraded)
-        return result.passages, degraded
-
-    def _fit(
-        self,
-        passages: Sequence[Passage],
-        request: GenerationRequest,
-        card: ModelCard | None,
-        counter: TokenCounter,
-    ) -> tuple[Passage, ...]:
-        if card is None:
-            return tuple(passages)
-        answer = request.sampling.max_tokens or _ANSWER_ROOM_TOKENS
-        room = card.context_tokens - prompt_tokens(card, request) - answer - _ANSWER_ROOM_TOKENS // 2
-        return fitting(passages, room_tokens=room, count=counter.count)
+        return self._rag
 
     def _counter(self, card: ModelCard | None) -> TokenCounter:
         tokenizer = card.tokenizer if card is not None else ""
         if tokenizer not in self._counters:
             self._counters[tokenizer] = counter_for(tokenizer)
         return self._counters[tokenizer]
-
-    async def _count(self, card: ModelCard | None, request: GenerationRequest) -> int:
-        """Prompt tokens, as well as the gateway can know them; the engine has the last word."""
-        known = card or ModelCard(name="", context_tokens=0, tokenizer="")
-        if _prompt_chars(request) > _COUNT_IN_THREAD_CHARS:
-            tokens = await asyncio.to_thread(prompt_tokens, known, request)
-        else:
-            tokens = prompt_tokens(known, request)
-        overhead = known.template_overhead_tokens * len(request.messages or ())
-        if card is not None and tokens - overhead >= card.context_tokens:
-            raise ContextLengthExceeded(
-                f"the prompt has about {tokens} tokens and this model's context is {card.context_tokens}",
-                param="messages" if request.messages is not None else "prompt",
-            )
-        return tokens
 
     def _settle(
         self,
@@ -373,21 +285,24 @@ def _require(principal: Principal, scope: str) -> None:
         raise PermissionDenied(f"this key lacks the scope {scope!r}; it has: {', '.join(principal.scopes)}")
 
 
-def _query(principal: Principal, request: GenerationRequest, options: RetrievalOptions) -> RetrievalQuery:
-    return RetrievalQuery(
-        tenant=principal.tenant,
-        vector_store_ids=options.vector_store_ids,
-        text=question_of(request.messages or ()),
-        max_num_results=options.max_num_results,
-        score_threshold=options.score_threshold,
-        filters=options.filters,
-        ranker=options.ranker,
-    )
+async def _count(card: ModelCard | None, request: GenerationRequest) -> int:
+    """Prompt tokens, as well as the gateway can know them; the engine has the last word.
 
-
-def _stages(stage_s: Mapping[str, float]) -> dict[Stage, float]:
-    known: tuple[Stage, ...] = ("embed", "rerank")  # "retrieve" is the stage that the clock is in
-    return {stage: stage_s[stage] for stage in known if stage in stage_s}
+    Raises:
+        ContextLengthExceeded: the prompt cannot fit, whatever the template adds.
+    """
+    known = card or ModelCard(name="", context_tokens=0, tokenizer="")
+    if _prompt_chars(request) > _COUNT_IN_THREAD_CHARS:
+        tokens = await asyncio.to_thread(prompt_tokens, known, request)
+    else:
+        tokens = prompt_tokens(known, request)
+    overhead = known.template_overhead_tokens * len(request.messages or ())
+    if card is not None and tokens - overhead >= card.context_tokens:
+        raise ContextLengthExceeded(
+            f"the prompt has about {tokens} tokens and this model's context is {card.context_tokens}",
+            param="messages" if request.messages is not None else "prompt",
+        )
+    return tokens
 
 
 def _prompt_chars(request: GenerationRequest) -> int:

@@ -73,13 +73,18 @@ class System:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric over all samples with these labels; 0 when there is none."""
+        return sum(self.samples(name, "", **labels).values())
+
+    def samples(self, name: str, by: str, **labels: str) -> dict[str, float]:
+        """A metric's samples with these labels, added up by the label `by`."""
         text = httpx.get(self.metrics, timeout=10).raise_for_status().text
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == f"ray_{name}" and labels.items() <= sample.labels.items()
-        )
+        found: dict[str, float] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name == f"ray_{name}" and labels.items() <= sample.labels.items():
+                    key = sample.labels.get(by, "")
+                    found[key] = found.get(key, 0) + sample.value
+        return found
 
 
 def free_port() -> int:
