@@ -111,11 +111,12 @@ class ModelClient:
     Args:
         name: the model's name, which is its Serve application's.
         gateway_id: this gateway replica.
+        on_lost: called when the model's queue cannot be reached.
     """
 
-    def __init__(self, name: str, gateway_id: str) -> None:
+    def __init__(self, name: str, gateway_id: str, on_lost: Callable[[], None]) -> None:
         self.name = name
-        self._queue = QueueClient(name, gateway_id)
+        self._queue = QueueClient(name, gateway_id, on_lost)
         self._pool = ReplicaPool(name, gateway_id, self)
 
     @property

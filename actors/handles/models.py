@@ -46,6 +46,7 @@ class ModelDirectory:
         self._clients: dict[str, ModelClient] = {}
         self._refreshed_at = float("-inf")
         self._refreshing = asyncio.Lock()
+        self._looking: asyncio.Task[None] | None = None
 
     async def find(self, name: str) -> ModelClient:
         """The client of one model.
@@ -75,8 +76,13 @@ class ModelDirectory:
     def _client(self, name: str) -> ModelClient:
         client = self._clients.get(name)
         if client is None:
-            client = self._clients[name] = ModelClient(name, self._gateway_id)
+            client = self._clients[name] = ModelClient(name, self._gateway_id, self._queue_lost)
         return client
+
+    def _queue_lost(self) -> None:
+        """Look whether the model was removed: those who wait for it must not wait until their deadline."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.get_running_loop().create_task(self._refresh(_REFRESH_ON_MISS_S))
 
     async def _refresh(self, older_than_s: float) -> None:
         async with self._refreshing:

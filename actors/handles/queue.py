@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,11 +52,13 @@ class QueueClient:
     Args:
         app_name: the model's Serve application.
         gateway_id: this gateway replica.
+        on_lost: called when the queue cannot be reached: its model may have been removed.
     """
 
-    def __init__(self, app_name: str, gateway_id: str) -> None:
+    def __init__(self, app_name: str, gateway_id: str, on_lost: Callable[[], None]) -> None:
         self._app_name = app_name
         self._gateway_id = gateway_id
+        self._on_lost = on_lost
         self._connections = itertools.count()
         self._connection: str | None = None  # id of the live connection
         self._pending: dict[str, _Pending] = {}
@@ -114,11 +116,14 @@ class QueueClient:
         return self.card
 
     async def close(self) -> None:
-        """End the connection; the queue forgets this gateway's tickets."""
+        """End the connection: the queue forgets this gateway's tickets, and those who wait are told."""
         if self._runner is not None:
             self._runner.cancel()
             await asyncio.gather(self._runner, return_exceptions=True)
             self._runner = None
+        for pending in self._pending.values():
+            if not pending.answer.done():
+                pending.answer.set_exception(Unavailable("the model was removed", retry_after_s=1.0))
 
     def _ensure_connected(self) -> None:
         if self._runner is None or self._runner.done():
@@ -138,6 +143,7 @@ class QueueClient:
                         self._apply(event)
             except Exception as error:  # whatever ended it, the answer is to connect again
                 _log.info("queue_lost", app=self._app_name, reason=ours(error, "queue").message)
+                self._on_lost()
             finally:
                 self._connection = None
             await asyncio.sleep(pause_s)
