@@ -68,6 +68,9 @@ class GatewayConfig(BaseModel):
     max_body_bytes: int = Field(default=10_000_000, gt=0, description="Largest JSON body.")
     max_upload_bytes: int = Field(default=512_000_000, gt=0, description="Largest uploaded file.")
     expose_docs: bool = Field(default=False, description="Serve /docs and /openapi.json.")
+    announce_url: str | None = Field(
+        default=None, description="Print how to call the system at this URL once every application runs."
+    )
     expected_gateways: int = Field(
         default=1, ge=1, description="Gateways that share the limits while Redis is down."
     )
@@ -213,16 +216,22 @@ class Gateway:
 
     async def models(self) -> list[ModelCard]:
         """What can be asked for: deployed models, their aliases, the embedding model."""
-        deployed = [model.name for model in await self._models.list()]
-        names = deployed + [alias for alias, name in self._routes.aliases.items() if name in deployed]
+        cards = [self._models.card(model) for model in await self._models.models()]
+        by_name = {card.name: card for card in cards}
+        for alias, name in self._routes.aliases.items():
+            if name in by_name:
+                cards.append(replace(by_name[name], name=alias))
         if self.config.retrieval is not None:
-            names.append(self.config.retrieval.embedding_model)
-        return [ModelCard(name=name, context_tokens=0, tokenizer="") for name in names]
+            cards.append(
+                ModelCard(name=self.config.retrieval.embedding_model, context_tokens=0, tokenizer="")
+            )
+        return cards
 
     async def ready(self) -> dict[str, str]:
-        """Component → "ready" or why it is not; says nothing about tenants."""
-        state = {model.name: "ready" if model.running else "starting" for model in await self._models.list()}
-        return state or {"models": "none deployed"}
+        """Application → "ready", or its status in Serve's words; says nothing about tenants."""
+        applications = await self._models.applications()
+        state = {app.name: "ready" if app.status == "RUNNING" else app.status for app in applications}
+        return state if any(app.is_model for app in applications) else {**state, "models": "none deployed"}
 
     async def check_health(self) -> None:
         """The gateway is well while its event loop turns."""

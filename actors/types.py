@@ -224,6 +224,7 @@ class ModelCard:
     template_overhead_tokens: int = 8  # tokens the chat template adds to each message, rounded up
     revision: str = ""  # part of every cache key
     owned_by: str = "shoal"
+    created_at: int = 0  # unix seconds of its deployment; 0: not known
 
 
 # --- a call as the gateway takes it -----------------------------------------------------------------
@@ -258,6 +259,7 @@ class Embeddings:
     vectors: bytes  # count * dimensions * 4 bytes
     dimensions: int
     tokens: int
+    rows: tuple[int, ...] = ()  # vectors of each text, in order; empty: one each
 
 
 # --- retrieval ---------------------------------------------------------------------------------------

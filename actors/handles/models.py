@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ray import serve
 from ray.serve.schema import ApplicationStatus
@@ -18,6 +18,7 @@ from actors import telemetry
 from actors.errors import ModelNotFound
 from actors.handles.model import ModelClient
 from actors.handles.queue import QUEUE_DEPLOYMENT
+from actors.types import ModelCard
 
 _REFRESH_S = 5.0
 _REFRESH_ON_MISS_S = 0.5  # an unknown name asks again, but not more often than this
@@ -25,12 +26,13 @@ _log = telemetry.logger("model_directory")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DeployedModel:
-    """A model as the controller knows it."""
+class Application:
+    """A Serve application as the controller knows it."""
 
     name: str
     deployed_at: int  # unix seconds
-    running: bool  # its queue is up and its pool has what it should have
+    status: str  # "RUNNING" when every deployment has what it should have
+    is_model: bool
 
 
 class ModelDirectory:
@@ -42,7 +44,8 @@ class ModelDirectory:
 
     def __init__(self, gateway_id: str) -> None:
         self._gateway_id = gateway_id
-        self._deployed: dict[str, DeployedModel] = {}
+        self._applications: list[Application] = []
+        self._deployed: dict[str, Application] = {}  # models
         self._clients: dict[str, ModelClient] = {}
         self._refreshed_at = float("-inf")
         self._refreshing = asyncio.Lock()
@@ -63,10 +66,23 @@ class ModelDirectory:
             raise ModelNotFound(f"the model {name!r} does not exist; available: {known}", param="model")
         return self._client(name)
 
-    async def list(self) -> list[DeployedModel]:
+    def card(self, model: Application) -> ModelCard:
+        """What is known of a model here; its context length only once it was called."""
+        client = self._clients.get(model.name)
+        known = client.card if client is not None else None
+        return replace(
+            known or ModelCard(name=model.name, context_tokens=0, tokenizer=""), created_at=model.deployed_at
+        )
+
+    async def models(self) -> list[Application]:
         """All models, by name."""
         await self._refresh(_REFRESH_ON_MISS_S)
         return [self._deployed[name] for name in sorted(self._deployed)]
+
+    async def applications(self) -> list[Application]:
+        """All applications of the cluster, models or not."""
+        await self._refresh(_REFRESH_ON_MISS_S)
+        return self._applications
 
     async def close(self) -> None:
         """End all connections."""
@@ -89,14 +105,15 @@ class ModelDirectory:
             if time.monotonic() - self._refreshed_at < older_than_s:
                 return
             try:
-                found = await asyncio.to_thread(_deployed_models)
+                found = await asyncio.to_thread(_applications)
             except Exception as error:  # the controller is away: the last answer stays good
                 _log.warning("controller_unreachable", error=type(error).__name__)
             else:
-                await self._replace({model.name: model for model in found})
+                self._applications = found
+                await self._replace({app.name: app for app in found if app.is_model})
             self._refreshed_at = time.monotonic()
 
-    async def _replace(self, deployed: dict[str, DeployedModel]) -> None:
+    async def _replace(self, deployed: dict[str, Application]) -> None:
         for name in set(self._deployed) - set(deployed):
             client = self._clients.pop(name, None)
             if client is not None:
@@ -107,13 +124,13 @@ class ModelDirectory:
         self._deployed = deployed
 
 
-def _deployed_models() -> list[DeployedModel]:
+def _applications() -> list[Application]:
     return [
-        DeployedModel(
+        Application(
             name=name,
             deployed_at=int(app.last_deployed_time_s),
-            running=app.status == ApplicationStatus.RUNNING,
+            status=str(app.status.value),
+            is_model=QUEUE_DEPLOYMENT in app.deployments and app.status != ApplicationStatus.DELETING,
         )
         for name, app in serve.status().applications.items()
-        if QUEUE_DEPLOYMENT in app.deployments and app.status != ApplicationStatus.DELETING
     ]

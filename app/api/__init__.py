@@ -11,11 +11,15 @@ def build_api() -> FastAPI:
     Free of side effects. The gateway is looked up per request: there is none yet when this runs.
     """
     # Routers import their schemas: whoever only names `build_api` does not pay for them.
-    from app.api import chat, completions, embeddings, errors, health, models
+    from app.api import chat, completions, embeddings, errors, files, health, models
+    from app.api import vector_store_files as store_files
+    from app.api import vector_stores as stores
+    from app.api.announce import announcing
     from app.api.middleware import RequestEdge
 
     app = FastAPI(
         title="Shoal",
+        lifespan=announcing,
         # Off, or authenticated: app.api.health answers when the configuration exposes them.
         docs_url=None,
         redoc_url=None,
@@ -24,6 +28,6 @@ def build_api() -> FastAPI:
     )
     app.add_middleware(RequestEdge)
     errors.install(app)
-    for module in (chat, completions, embeddings, models, health):
+    for module in (chat, completions, embeddings, models, files, stores, store_files, health):
         app.include_router(module.router)
     return app

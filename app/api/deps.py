@@ -62,6 +62,10 @@ class EdgeConfig(Protocol):
     def expose_docs(self) -> bool:
         """Whether /docs and /openapi.json answer."""
 
+    @property
+    def announce_url(self) -> str | None:
+        """Where to say that the system answers, once it is ready; None: say nothing."""
+
 
 class Caller(Protocol):
     """Who asks; the gateway keeps the limits of the key here too."""

@@ -37,7 +37,7 @@ def _model_object(card: ModelCard) -> dict[str, Any]:
     model = {
         "id": card.name,
         "object": "model",
-        "created": 0,  # replicas come and go; a model has no birthday here
+        "created": card.created_at,
         "owned_by": card.owned_by,
     }
     # As vLLM's server says it; unknown until a replica has been there.
