@@ -65,7 +65,7 @@ async def _answer(_request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         error = from_http(error)
     elif isinstance(error, RequestValidationError):
-        error = invalid_request(error.errors())
+        error = invalid_request(error.errors(), placed=True)
     return error_response(error if isinstance(error, ShoalError) else ShoalError("internal error"))
 
 

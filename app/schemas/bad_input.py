@@ -41,21 +41,23 @@ def error_object(error: ShoalError) -> dict[str, Any]:
     return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
 
 
-def invalid_request(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
+def invalid_request(errors: Sequence[Mapping[str, Any]], *, placed: bool = False) -> InvalidRequest:
     """The caller's error for what pydantic found; the first finding speaks, as with OpenAI.
 
     Args:
-        errors: `ValidationError.errors()`, or FastAPI's, whose locations start with the place.
+        errors: `ValidationError.errors()`.
+        placed: they are FastAPI's: locations start with the place ("query", which may be a field's name too).
     """
     found = errors[0]
     context = found.get("ctx") or {}
-    param = _param(found["loc"], str(context.get("key", "")) if found["type"] == "shoal" else "")
+    location = found["loc"]
+    if placed and location and location[0] in _PLACES:
+        location = location[1:]
+    param = _param(location, str(context.get("key", "")) if found["type"] == "shoal" else "")
     return InvalidRequest(_message(found, context, param), param)
 
 
 def _param(location: Sequence[str | int], key: str) -> str | None:
-    if location and location[0] in _PLACES:
-        location = location[1:]
     path = "".join(
         f"[{part}]" if isinstance(part, int) else f".{part}"
         for part in location

@@ -1,0 +1,340 @@
+"""The job log: durable work on a Redis stream, leased, renewed by heartbeat, run at least once.
+
+The API enqueues before it answers; `actors.job_runner` leases and finishes. A lease is a promise for as long as
+heartbeats come: a runner that stops sending them loses its jobs to another one, and its own late `finish` is
+refused by the epoch. What a job means is its payload's business. The key schema stands in the scripts.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field
+from redis.asyncio import Redis
+
+from actors.errors import NotFound
+from actors.stores.redis import script, translated
+
+_GROUP = "runners"
+_DEAD_KEPT = 10_000
+_SERIAL_RETRY_MS = 250
+
+JobState = Literal["waiting", "leased", "done", "dead"]
+
+
+class JobLogConfig(BaseModel):
+    """How long things last in the job log."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lease_s: float = Field(
+        default=15.0, gt=0, description="Without a heartbeat for this long, a job is given to another runner."
+    )
+    keep_done_s: int = Field(default=86_400, ge=1, description="How long a finished job can be looked up.")
+    idempotency_s: int = Field(default=86_400, ge=1, description="How long an idempotency key is remembered.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lease:
+    """One job in the hands of one runner."""
+
+    kind: str
+    job_id: str
+    tenant: str
+    payload: Mapping[str, Any]
+    consumer: str
+    entry: str  # id in the stream
+    epoch: int  # fences the runners before this one
+    serial: str  # jobs of one tenant with the same value run one after another; "" for any order
+    attempts: int  # this one included
+    deaths: int  # runners that died with it
+    failures: int  # attempts that ended in a retry
+    unforeseen: int  # of them by an error that nobody foresaw
+    age_s: float  # since it was enqueued
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeaseBatch:
+    """What `lease` found; also where `wait` goes on from."""
+
+    leases: Sequence[Lease]
+    last_entry: str
+    due_in_s: float | None  # until the next delayed job
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A job as it can be looked up."""
+
+    job_id: str
+    tenant: str
+    state: JobState
+    payload: Mapping[str, Any]
+    attempts: int
+    deaths: int
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobStats:
+    """What is not done."""
+
+    waiting: int
+    leased: int
+    delayed: int
+    oldest_age_s: float  # of those that no runner has
+
+    @property
+    def pending(self) -> int:
+        """All of them."""
+        return self.waiting + self.leased + self.delayed
+
+
+class JobLog:
+    """Jobs of every kind; each kind has a stream of its own.
+
+    Args:
+        redis: the client of `actors.stores.redis.connect`.
+        config: how long things last.
+        blocking: a client for `wait` alone, whose time-out is above the longest wait; runners give one.
+    """
+
+    def __init__(
+        self, redis: Redis, config: JobLogConfig | None = None, blocking: Redis | None = None
+    ) -> None:
+        self._redis: Any = redis  # replies are bytes; the client's types allow more
+        self._blocking = blocking or redis
+        self._config = config or JobLogConfig()
+        self._scripts = {
+            name: script(redis, f"jobs_{name}")
+            for name in ("enqueue", "lease", "heartbeat", "finish", "stats")
+        }
+
+    @property
+    def lease_s(self) -> float:
+        """How long a lease lasts without a heartbeat."""
+        return self._config.lease_s
+
+    @translated("the job log")
+    async def enqueue(
+        self,
+        kind: str,
+        tenant: str,
+        payload: Mapping[str, Any],
+        *,
+        idempotency_key: str | None = None,
+        serial: str = "",
+    ) -> str:
+        """Write a job and return its id; it is in the log when this returns.
+
+        Args:
+            kind: which runners take it.
+            tenant: whose work it is.
+            payload: what msgpack can hold.
+            idempotency_key: of the tenant; used again, the first job's id is returned and nothing is written.
+            serial: jobs of the tenant with the same value never run at the same time.
+
+        Raises:
+            Unavailable, StorageFull: it may or may not be in the log.
+        """
+        job = _NewJob(uuid.uuid4().hex, kind, tenant, payload, serial, idempotency_key)
+        known = await self._enqueue(job)
+        return str(known.decode())
+
+    async def enqueue_in(
+        self, pipe: Any, kind: str, tenant: str, payload: Mapping[str, Any], *, serial: str = ""
+    ) -> str:
+        """Queue the same on an open redis transaction, so that job and record appear together."""
+        job = _NewJob(uuid.uuid4().hex, kind, tenant, payload, serial)
+        await self._enqueue(job, pipe)
+        return job.job_id
+
+    @translated("the job log")
+    async def lease(self, kind: str, consumer: str, count: int) -> LeaseBatch:
+        """Take up to `count` jobs: due retries, then what dead runners left, then new ones.
+
+        Raises:
+            Unavailable: the log cannot be reached.
+        """
+        last, due_ms, rows = await self._scripts["lease"](
+            keys=[_key(kind, "stream"), _key(kind, "delayed")],
+            args=[
+                _key(kind, ""),
+                _GROUP,
+                consumer,
+                count,
+                self._lease_ms,
+                _SERIAL_RETRY_MS,
+            ],
+        )
+        return LeaseBatch(
+            leases=[_lease(kind, consumer, row) for row in rows],
+            last_entry=last.decode(),
+            due_in_s=None if int(due_ms) < 0 else int(due_ms) / 1e3,
+        )
+
+    @translated("the job log")
+    async def wait(self, kind: str, found: LeaseBatch, timeout_s: float) -> None:
+        """Return when there is something new since `found`, something is due, or the time is up."""
+        longest_s = timeout_s if found.due_in_s is None else min(timeout_s, found.due_in_s)
+        block_ms = max(1, int(longest_s * 1e3))  # 0 would wait for ever
+        await self._blocking.xread({_key(kind, "stream"): found.last_entry}, count=1, block=block_ms)
+
+    @translated("the job log")
+    async def heartbeat(self, lease: Lease) -> bool:
+        """Renew a lease; False when it is lost and the work must stop."""
+        held = await self._scripts["heartbeat"](
+            keys=[_key(lease.kind, "stream"), _job_key(lease.kind, lease.job_id), _serial_key(lease)],
+            args=[_GROUP, lease.consumer, lease.entry, lease.epoch, self._lease_ms],
+        )
+        return bool(held)
+
+    async def done(self, lease: Lease) -> bool:
+        """Acknowledge a job as done; False when the lease was lost and nothing was written."""
+        return await self._finish(lease, "done", self._config.keep_done_s)
+
+    async def retry(self, lease: Lease, delay_s: float, error: str, *, unforeseen: bool = False) -> bool:
+        """Give a job back, to be tried again after `delay_s`; False as above."""
+        return await self._finish(lease, "retry", int(delay_s * 1e3), error, unforeseen=unforeseen)
+
+    async def release(self, lease: Lease) -> bool:
+        """Give a job back as it was: its runner stops, which is nobody's failure; False as above."""
+        return await self._finish(lease, "release", 0)
+
+    async def dead(self, lease: Lease, error: str) -> bool:
+        """Give a job up: it stays readable among the dead letters; False as above."""
+        return await self._finish(lease, "dead", 0, error)
+
+    @translated("the job log")
+    async def get(self, kind: str, tenant: str, job_id: str) -> Job:
+        """Look a job up.
+
+        Raises:
+            NotFound: there is none of that id, or it is another tenant's.
+        """
+        fields = await self._redis.hgetall(_job_key(kind, job_id))
+        if fields.get(b"tenant") != tenant.encode():
+            raise NotFound(f"no such job: {job_id[:80]}")
+        return _job(job_id, fields)
+
+    @translated("the job log")
+    async def dead_letters(self, kind: str, count: int = 100) -> list[Job]:
+        """The latest jobs that were given up, of all tenants, newest first."""
+        ids = await self._redis.zrange(_key(kind, "dead"), 0, count - 1, desc=True)
+        found = [(one.decode(), await self._redis.hgetall(_job_key(kind, one.decode()))) for one in ids]
+        return [_job(job_id, fields) for job_id, fields in found if fields]
+
+    @translated("the job log")
+    async def stats(self, kind: str) -> JobStats:
+        """Count what is not done."""
+        entries, leased, delayed, age_ms = await self._scripts["stats"](
+            keys=[_key(kind, "stream"), _key(kind, "delayed")], args=[_GROUP]
+        )
+        return JobStats(
+            waiting=max(0, int(entries) - int(leased)),
+            leased=int(leased),
+            delayed=int(delayed),
+            oldest_age_s=int(age_ms) / 1e3,
+        )
+
+    @property
+    def _lease_ms(self) -> int:
+        return int(self._config.lease_s * 1e3)
+
+    async def _enqueue(self, job: _NewJob, pipe: Any = None) -> Any:
+        job_key = _job_key(job.kind, job.job_id)
+        key = job.idempotency_key
+        once = _key(job.kind, "once", job.tenant, key) if key else job_key
+        payload = msgspec.msgpack.encode(job.payload)
+        return await self._scripts["enqueue"](
+            keys=[_key(job.kind, "stream"), job_key, once],
+            args=[job.job_id, job.tenant, payload, job.serial, self._config.idempotency_s],
+            client=pipe,
+        )
+
+    @translated("the job log")
+    async def _finish(
+        self, lease: Lease, outcome: str, number: int, error: str = "", *, unforeseen: bool = False
+    ) -> bool:
+        done = await self._scripts["finish"](
+            keys=[
+                _key(lease.kind, "stream"),
+                _job_key(lease.kind, lease.job_id),
+                _serial_key(lease),
+                _key(lease.kind, "delayed"),
+                _key(lease.kind, "dead"),
+            ],
+            args=[
+                _GROUP,
+                lease.entry,
+                lease.epoch,
+                lease.job_id,
+                outcome,
+                number,
+                error,
+                _DEAD_KEPT,
+                int(unforeseen),
+            ],
+        )
+        return bool(done)
+
+
+@dataclass(frozen=True, slots=True)
+class _NewJob:
+    job_id: str
+    kind: str
+    tenant: str
+    payload: Mapping[str, Any]
+    serial: str
+    idempotency_key: str | None = None
+
+
+def _key(kind: str, *parts: str) -> str:
+    return ":".join((f"shoal:{{jobs:{kind}}}", *parts))
+
+
+def _job_key(kind: str, job_id: str) -> str:
+    return _key(kind, "job", job_id)
+
+
+def _serial_key(lease: Lease) -> str:
+    if not lease.serial:
+        return _job_key(lease.kind, lease.job_id)
+    return _key(lease.kind, "serial", lease.tenant, lease.serial)
+
+
+def _lease(kind: str, consumer: str, row: Sequence[Any]) -> Lease:
+    job_id, entry, tenant, payload, serial, *numbers = row
+    epoch, attempts, deaths, failures, unforeseen, age_ms = map(int, numbers)
+    return Lease(
+        kind=kind,
+        job_id=job_id.decode(),
+        tenant=tenant.decode(),
+        payload=msgspec.msgpack.decode(payload),
+        consumer=consumer,
+        entry=entry.decode(),
+        epoch=epoch,
+        serial=serial.decode(),
+        attempts=attempts,
+        deaths=deaths,
+        failures=failures,
+        unforeseen=unforeseen,
+        age_s=age_ms / 1e3,
+    )
+
+
+def _job(job_id: str, fields: Mapping[bytes, bytes]) -> Job:
+    state: Any = fields[b"state"].decode()
+    return Job(
+        job_id=job_id,
+        tenant=fields[b"tenant"].decode(),
+        state=state,
+        payload=msgspec.msgpack.decode(fields[b"payload"]),
+        attempts=int(fields[b"attempts"]),
+        deaths=int(fields[b"deaths"]),
+        error=fields.get(b"error", b"").decode(),
+    )
