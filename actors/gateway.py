@@ -25,12 +25,16 @@ from actors.errors import (
     ModelNotFound,
     PermissionDenied,
 )
+from actors.gateway_direct import DirectCalls
 from actors.handles.embedder import EmbedderClient
 from actors.handles.model import Admission, ModelStream
 from actors.handles.models import ModelDirectory
 from actors.policies.prediction import OutputPredictor
 from actors.rag import Context, RagStage, RetrievalSettings, with_context
+from actors.stores.catalog import Catalog
 from actors.stores.config import StorageConfig
+from actors.stores.documents import DocumentStore
+from actors.stores.jobs import JobLog
 from actors.stores.keys import AuthConfig, AuthenticatedKey, KeyStore, open_key
 from actors.stores.limits import LimitStore, Reservation
 from actors.stores.pepper import load_pepper
@@ -84,11 +88,16 @@ class GatewayRoutes(BaseModel):
     aliases: dict[str, str] = Field(default_factory=dict, description="Other names of deployed models.")
 
 
-class Gateway:
+class Gateway(DirectCalls):
     """The API layer's actor, free of transport.
 
     Args:
         config: see `GatewayConfig`.
+
+    Attributes:
+        catalog: records of files and vector stores, for the document routes.
+        documents: their bodies.
+        jobs: where ingestion is enqueued.
     """
 
     def __init__(self, config: GatewayConfig) -> None:
@@ -100,6 +109,9 @@ class Gateway:
         self._predictor = OutputPredictor()
         self._pepper = load_pepper(config.auth.pepper_file, config.storage)
         self._redis = connect(config.storage.effective_redis_url)
+        self.catalog = Catalog(self._redis)
+        self.documents = DocumentStore(config.storage.effective_documents_url)
+        self.jobs = JobLog(self._redis)
         self._keys = KeyStore(self._redis, self._pepper, config.auth)
         self._limits = LimitStore(self._redis, expected_gateways=config.expected_gateways)
         self._counters: dict[str, TokenCounter] = {}

@@ -7,14 +7,20 @@ the keys that are allowed there; values are checked by the classes that own them
 import types
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.batching_queue import BatchingQueueConfig
+from actors.embedder import EmbedderConfig
 from actors.gateway import GatewayConfig
+from actors.job_runner import JobRunnerConfig
 from actors.llm_replica import EngineChoice
 from actors.local_services import ChromaServerConfig, ValkeyServerConfig
+from actors.retriever import RetrieverConfig
+from actors.stores.config import StorageConfig
+
+Part = TypeVar("Part", bound=BaseModel)
 
 
 class Args(BaseModel):
@@ -46,15 +52,41 @@ class GatewayArgs(Args, GatewayConfig):
     """`app.main:build_gateway`: the fields of `GatewayConfig`."""
 
 
-class LocalServicesArgs(Args):
+class StorageArgs(Args):
+    """Base of the applications whose actors share one `storage`: it is given once, beside them."""
+
+    storage: StorageConfig = Field(default_factory=StorageConfig, description="Where durable state lives.")
+
+    @model_validator(mode="after")
+    def _storage_is_given_once(self) -> Self:
+        for name in type(self).model_fields:
+            part = getattr(self, name)
+            if isinstance(part, BaseModel) and "storage" in part.model_fields_set:
+                raise ValueError(f"args.{name}.storage: give it once, as args.storage")
+        return self
+
+    def with_storage(self, part: Part) -> Part:
+        """An actor's config with the shared `storage` in it."""
+        return part.model_copy(update={"storage": self.storage})
+
+
+class LocalServicesArgs(StorageArgs):
     """`app.main:build_local_services`: the servers that run here because no outside ones are named."""
 
     valkey: ValkeyServerConfig = Field(
-        default_factory=ValkeyServerConfig, description="Unless redis_url is set."
+        default_factory=ValkeyServerConfig, description="Started unless storage.redis_url is set."
     )
     chroma: ChromaServerConfig = Field(
-        default_factory=ChromaServerConfig, description="Unless chroma_url is set."
+        default_factory=ChromaServerConfig, description="Started unless storage.chroma_url is set."
     )
+
+
+class RetrievalArgs(StorageArgs):
+    """`app.main:build_retrieval`: the retrieval stages and the ingestion that feeds them."""
+
+    embedder: EmbedderConfig = Field(default_factory=EmbedderConfig, description="The embedding model.")
+    retriever: RetrieverConfig = Field(default_factory=RetrieverConfig, description="Search.")
+    jobs: JobRunnerConfig = Field(default_factory=JobRunnerConfig, description="Ingestion.")
 
 
 def unknown_keys(model: type[BaseModel], data: Any, path: str = "args") -> typing.Iterator[str]:

@@ -10,13 +10,18 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
 from actors.batching_queue import BatchingQueue
+from actors.embedder import Embedder
 from actors.gateway import Gateway
+from actors.handles.embedder import EMBEDDER_DEPLOYMENT
 from actors.handles.llm import LLM_DEPLOYMENT
 from actors.handles.queue import QUEUE_DEPLOYMENT
+from actors.handles.retriever import RETRIEVER_DEPLOYMENT
+from actors.job_runner import JobRunner
 from actors.llm_replica import LLMReplica
 from actors.local_services import ChromaServer, LocalServices, ValkeyServer
+from actors.retriever import Retriever
 from app.api import build_api
-from app.config import GatewayArgs, LocalServicesArgs, ModelArgs
+from app.config import GatewayArgs, LocalServicesArgs, ModelArgs, RetrievalArgs
 
 # Calls that wait would poll in Serve's router; nothing may wait there, so no bound of Serve's is ever met.
 _UNBOUNDED = 100_000
@@ -66,8 +71,20 @@ def build_model(args: ModelArgs) -> Application:
 def build_local_services(args: LocalServicesArgs) -> Application:
     """Valkey and Chroma, each unless an outside one is named: then nothing is started."""
     servers = []
-    if args.valkey.storage.redis_url is None:
-        servers.append(serve.deployment(name="ValkeyServer", **_COMMON)(ValkeyServer).bind(args.valkey))
-    if args.chroma.storage.chroma_url is None:
-        servers.append(serve.deployment(name="ChromaServer", **_COMMON)(ChromaServer).bind(args.chroma))
+    if args.storage.redis_url is None:
+        valkey = serve.deployment(name="ValkeyServer", **_COMMON)(ValkeyServer)
+        servers.append(valkey.bind(args.with_storage(args.valkey)))
+    if args.storage.chroma_url is None:
+        chroma = serve.deployment(name="ChromaServer", **_COMMON)(ChromaServer)
+        servers.append(chroma.bind(args.with_storage(args.chroma)))
     return serve.deployment(name="LocalServices", **_COMMON)(LocalServices).bind(*servers)
+
+
+def build_retrieval(args: RetrievalArgs) -> Application:
+    """The retrieval stages: search at the root, the embedding model and the ingestion runners beside it."""
+    embedder = serve.deployment(name=EMBEDDER_DEPLOYMENT, **_COMMON)(Embedder).bind(args.embedder)
+    runner = serve.deployment(name="JobRunner", graceful_shutdown_timeout_s=30, **_COMMON)(JobRunner)
+    retriever = serve.deployment(name=RETRIEVER_DEPLOYMENT, **_COMMON)(Retriever)
+    return retriever.bind(
+        args.with_storage(args.retriever), beside=(embedder, runner.bind(args.with_storage(args.jobs)))
+    )
