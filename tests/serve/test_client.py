@@ -1,0 +1,71 @@
+"""`ShoalClient` from a Python process that joined the cluster: a real cluster, the scripted engine."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+
+DRIVER = Path(__file__).with_name("client_driver.py")
+ENDLESS_S = 10  # of the answers that the driver leaves
+
+
+def address_of(system):
+    """Where drivers join: "auto" would take whatever cluster of this machine started last."""
+    words = (word for child in psutil.Process(system.process.pid).children() for word in child.cmdline())
+    return next(word.removeprefix("--gcs-address=") for word in words if word.startswith("--gcs-address="))
+
+
+@pytest.fixture(scope="module")
+def driver(scripted):
+    process = subprocess.Popen(
+        [sys.executable, str(DRIVER)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_ADDRESS": address_of(scripted)},
+    )
+    try:
+        result = next((line for line in process.stdout if line.startswith("{")), None)
+        assert result, "the driver ended without a result"
+        yield json.loads(result)
+    finally:
+        process.communicate(timeout=30)  # closes its stdin, which ends it
+
+
+async def test_answers_that_nobody_waits_for_stop_in_the_engine(driver, scripted):
+    """First in this file: the driver left them a moment ago, and is still alive."""
+    assert driver["left"]
+    async with asyncio.timeout(ENDLESS_S / 2):
+        while scripted.metric("shoal_engine_running"):
+            await asyncio.sleep(0.2)
+    assert scripted.metric("shoal_tickets_total", outcome="cancelled") >= 2
+    assert scripted.metric("shoal_requests_total", route="python:generate", status="499") >= 2
+
+
+def test_answers_are_whole_typed_and_say_where_their_time_went(driver):
+    assert driver["texts"][0] == "one two three"
+    assert len(driver["texts"]) == 2
+    assert driver["usage"] > 6
+    assert {"queue", "prefill", "decode"} <= set(driver["stages"])
+    assert driver["completion"] == "one two three"
+    assert driver["together"] == [f"number {n}" for n in range(32)]
+    assert "scripted" in driver["models"]
+
+
+def test_a_stream_comes_while_the_engine_works(driver):
+    stream = driver["stream"]
+    assert stream["same"]
+    assert stream["pieces"] > 50
+    assert stream["first_s"] < stream["last_s"] / 3
+
+
+def test_errors_arrive_as_ours(driver):
+    assert (driver["unknown_model"], driver["late"]) == ("model_not_found", "deadline_exceeded")
+    assert driver["no_app"] == "unavailable"
