@@ -112,19 +112,18 @@ class BatchingQueue:
         now = time.monotonic()
         dispatcher = self._dispatcher
         self._forget_arrivals(now)
-        capacity = dispatcher.capacity()
-        per_replica = max(capacity.slots_per_replica, 1)
-        running = dispatcher.running_sequences()
+        per_replica = max(dispatcher.slots_per_replica, 1)
+        running, ahead = dispatcher.running_sequences(), dispatcher.waiting_ahead_sequences()
         mean_s = dispatcher.estimator.mean_service_s if dispatcher.estimator.observed else 0.0
         return LoadSnapshot(
-            queued=sum(dispatcher.line.count(priority) for priority in PriorityClass),
+            queued=len(dispatcher.line) + ahead,
             running=running,
-            queued_work_s=dispatcher.line.work_s() / per_replica,
-            running_work_s=running * dispatcher.estimator.mean_service_s / per_replica,
+            queued_work_s=(dispatcher.line.work_s() + ahead * mean_s) / per_replica,
+            running_work_s=running * mean_s / per_replica,
             arrival_rate_rps=len(self._arrivals) / _RATE_WINDOW_S,
             work_per_request_s=mean_s / per_replica,
             oldest_age_s=max(dispatcher.line.oldest_age_s(now, priority) for priority in PriorityClass),
-            replica_concurrency=float(per_replica) if dispatcher.start_up_s is not None else 0.0,
+            replica_concurrency=float(dispatcher.slots_per_replica),
             start_up_s=dispatcher.start_up_s or 0.0,
         )
 

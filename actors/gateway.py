@@ -235,7 +235,12 @@ class Gateway(DirectCalls):
                 cards.append(replace(by_name[name], name=alias))
         if self.config.retrieval is not None:
             cards.append(
-                ModelCard(name=self.config.retrieval.embedding_model, context_tokens=0, tokenizer="")
+                ModelCard(
+                    name=self.config.retrieval.embedding_model,
+                    context_tokens=0,
+                    tokenizer="",
+                    type="embedding",
+                )
             )
         return cards
 

@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from actors import telemetry
 from actors.errors import ShoalError, Unavailable
 from actors.policies.ingestion import KIND, IngestionTask, RetryPolicy, after_failure, unforeseen
-from actors.stores.jobs import JobLog, Lease, LeaseBatch
+from actors.stores.job_records import Lease, LeaseBatch
+from actors.stores.jobs import JobLog
 
 _OUTAGE_PAUSE_S = 1.0
 _STUCK_AFTER_S = 60.0  # the loop turns every `poll_s`; this long without a turn, it hangs
@@ -75,6 +76,11 @@ class JobLoop:
         self._active: dict[asyncio.Task[None], Lease] = {}
         self._loops: list[asyncio.Task[None]] = []
         self._turned_at = time.monotonic()
+
+    @property
+    def active(self) -> int:
+        """Jobs that run here now."""
+        return len(self._active)
 
     def start(self) -> None:
         """Begin to work; needs a running event loop."""

@@ -18,6 +18,7 @@ from actors.index.chroma import ChromaIndex
 from actors.ingestion import Embedding, Ingestion
 from actors.job_loop import JobLoop, JobLoopConfig
 from actors.policies.ingestion import KIND
+from actors.policies.load import LoadSnapshot
 from actors.stores.catalog import Catalog
 from actors.stores.config import StorageConfig
 from actors.stores.documents import DocumentStore
@@ -80,9 +81,14 @@ class JobRunner:
             await self._loop.check_health()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """`pending`: jobs that are not done; `oldest_age_s`: of the oldest that no runner has."""
+        """The load for the scaling policy: what waits in the one log, and what runs here."""
         stats = await self._jobs.stats(KIND)
-        return {"pending": float(stats.pending), "oldest_age_s": stats.oldest_age_s}
+        return LoadSnapshot(
+            queued=stats.waiting,
+            running=self._loop.active if self._loop is not None else 0,
+            oldest_age_s=stats.oldest_age_s,
+            replica_concurrency=self._config.concurrency,
+        ).to_stats()
 
     async def aclose(self) -> None:
         """Stop; unfinished jobs go back to the log at once."""

@@ -225,6 +225,7 @@ class ModelCard:
     revision: str = ""  # part of every cache key
     owned_by: str = "shoal"
     created_at: int = 0  # unix seconds of its deployment; 0: not known
+    type: Literal["generation", "embedding"] = "generation"
 
 
 # --- a call as the gateway takes it -----------------------------------------------------------------

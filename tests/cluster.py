@@ -2,8 +2,8 @@
 
     python -m tests.cluster CONFIG.yaml [--cpus N]
 
-Prints one JSON line when every application runs: {"http": URL, "dashboard": URL, "metrics": URL}. Tests talk to
-it as users do, over HTTP and the dashboard's REST API, so no driver in the test process keeps state.
+Prints one JSON line when every application runs: {"http": URL, "dashboard": URL, "metrics": URL, "address": of the
+cluster}. Tests talk to it as users do, over HTTP and the dashboard's REST API: no driver in the test process.
 """
 
 import argparse
@@ -44,6 +44,7 @@ def main() -> None:
     ready = {
         "http": f"http://{schema.http_options.host}:{schema.http_options.port}",
         "dashboard": f"http://{address['webui_url']}",
+        "address": address["gcs_address"],
         "metrics": f"http://127.0.0.1:{address['metrics_export_port']}/metrics",
     }
     print(json.dumps(ready), flush=True)

@@ -35,6 +35,7 @@ class System:
     http: str  # base URL of the gateway
     dashboard: str  # base URL of Ray's dashboard and Serve's REST API
     metrics: str  # what Prometheus scrapes
+    address: str  # of the Ray cluster, for drivers
     data_dir: Path
     process: subprocess.Popen
     config: dict[str, Any]

@@ -18,8 +18,9 @@ from ray.serve._private.request_router.common import PendingRequest
 from ray.serve._private.request_router.replica_wrapper import RunningReplica
 from ray.serve._private.request_router.request_router import RequestRouter
 
-# A replica registers its credit before every gateway's router has heard of it.
-_UNKNOWN_REPLICA_WAIT_S = 2.0
+# A replica registers its credit before every gateway's router has heard of it: usually by less than 2 s, more on
+# a machine whose controller is busy.
+_UNKNOWN_REPLICA_WAIT_S = 8.0
 
 
 class GrantRouter(RequestRouter):

@@ -87,6 +87,7 @@ class Dispatcher:
     accepted: int = 0  # requests taken in, refused ones too
     waits_s: list[tuple[PriorityClass, float]] = field(default_factory=list)  # of grants, until drained
     start_up_s: float | None = None  # the last measured one
+    slots_per_replica: int = 0  # of the last replica that registered; 0: there was none
     _granted_on: dict[str, str] = field(default_factory=dict)  # request id → replica id
     _banned_until: dict[str, float] = field(default_factory=dict)  # replica id → time
     _returning: dict[str, str] = field(default_factory=dict)  # retried request id → gateway id
@@ -117,6 +118,8 @@ class Dispatcher:
 
         Its caller left or its deadline passed while it waited, or its generation ended.
         """
+        if request_id in self._returning and outcome == "retried":
+            return []  # its replica was reported gone before: it is on its way back already
         if self.line.leave(request_id) is not None or self._returning.pop(request_id, None) is not None:
             self.outcomes[outcome] += 1
             return []
@@ -157,7 +160,7 @@ class Dispatcher:
                 last_report_at=now,
             )
         replica.last_report_at = now
-        self.start_up_s = report.start_up_s
+        self.start_up_s, self.slots_per_replica = report.start_up_s, report.max_sequences
         for request_id in report.running:
             self._adopt(request_id, replica, now)
         for request_id in replica.forgotten(report.running, now):
@@ -192,8 +195,12 @@ class Dispatcher:
         return [decision for replica_id in silent for decision in self.replica_gone(replica_id, now)]
 
     def running_sequences(self) -> int:
-        """Sequences that hold credit."""
-        return sum(replica.sequences for replica in self.replicas.values())
+        """Sequences that hold credit, without those granted ahead."""
+        return sum(min(r.sequences, r.max_sequences) for r in self.replicas.values())
+
+    def waiting_ahead_sequences(self) -> int:
+        """Sequences granted ahead: they wait in an engine."""
+        return sum(max(r.sequences - r.max_sequences, 0) for r in self.replicas.values())
 
     def in_flight(self) -> int:
         """Requests in line, granted or between two attempts: the last term of the conservation sum."""
@@ -207,7 +214,7 @@ class Dispatcher:
             slots=sum(r.max_sequences for r in replicas),
             free_slots=sum(max(r.max_sequences - r.sequences, 0) for r in replicas),
             start_up_s=self.start_up_s if self.start_up_s is not None else expected_s,
-            slots_per_replica=max((r.max_sequences for r in replicas), default=1),
+            slots_per_replica=max(self.slots_per_replica, 1),
         )
 
     def _refusal(self, ticket: Ticket) -> ShoalError | None:

@@ -10,16 +10,16 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-import msgspec
 from redis.asyncio import Redis
 
 from actors.errors import NotFound
-from actors.policies.ingestion import KIND, IngestionTask
+from actors.policies.ingestion import IngestionTask
 from actors.stores.catalog_batches import FileBatches
 from actors.stores.catalog_files import Files
 from actors.stores.catalog_records import StoreFileRecord
 from actors.stores.catalog_store_files import StoreFiles
 from actors.stores.catalog_stores import VectorStores
+from actors.stores.catalog_swaps import Work
 from actors.stores.jobs import JobLog
 from actors.stores.redis import translated
 
@@ -72,7 +72,7 @@ class Catalog:
         task = IngestionTask(action="drop_store", vector_store_id=vector_store_id)
         async with self._redis.pipeline(transaction=True) as pipe:
             await self.stores.remove_in(pipe, tenant, vector_store_id)
-            await jobs.enqueue_in(pipe, KIND, tenant, msgspec.to_builtins(task), serial=task.serial)
+            await Work(jobs, task).queue(pipe, tenant)
             await pipe.execute()
 
     @translated("the catalog")
@@ -89,5 +89,5 @@ class Catalog:
         task = IngestionTask(action="drop_file", file_id=file_id)
         async with self._redis.pipeline(transaction=True) as pipe:
             await self.files.remove_in(pipe, tenant, record)
-            await jobs.enqueue_in(pipe, KIND, tenant, msgspec.to_builtins(task), serial=task.serial)
+            await Work(jobs, task).queue(pipe, tenant)
             await pipe.execute()

@@ -1,25 +1,23 @@
 """The files of a vector store: attached, ingested, published, cancelled, removed.
 
 Reached as `Catalog.store_files`. The routers attach and remove, `actors.ingestion` publishes. Every change is a
-compare-and-swap of one record (catalog_swap.lua, which also holds the key schema and keeps order, counts, usage
-and generation in step); a change that needs work adds its job in the same transaction.
+compare-and-swap of one record (`catalog_swaps`), which keeps order, counts, usage and generation in step; a
+change that needs work adds its job in the same transaction.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-import msgspec
 from redis.asyncio import Redis
 
-from actors.errors import NotFound, Unavailable
-from actors.policies.ingestion import KIND, IngestionTask
-from actors.stores.catalog_keys import REMOVED_KEPT, StoreKeys, page_of_ids, scope, sequence
+from actors.errors import NotFound
+from actors.policies.ingestion import IngestionTask
+from actors.stores.catalog_keys import StoreKeys, page_of_ids
 from actors.stores.catalog_records import (
-    FILE_STATUSES,
     Attachment,
     Attributes,
     FileRecord,
@@ -31,13 +29,11 @@ from actors.stores.catalog_records import (
     check_attributes,
 )
 from actors.stores.catalog_stores import no_store
+from actors.stores.catalog_swaps import TRIES, Swap, Swaps, Work, contended, decoded, no_file
 from actors.stores.jobs import JobLog
 from actors.stores.redis import script, translated
 
-_TRIES = 20  # of one compare-and-swap against others
 _BATCH = 100  # records per transaction or read: a bound on how long Redis serves nobody else
-
-Decide = Callable[[StoreFileRecord | None], StoreFileRecord | None]
 
 
 class StoreFiles:
@@ -49,7 +45,7 @@ class StoreFiles:
 
     def __init__(self, redis: Redis) -> None:
         self._redis: Any = redis  # replies are bytes; the client's types allow more
-        self._swap = script(redis, "catalog_swap")
+        self._swaps = Swaps(redis)
         self._progress = script(redis, "catalog_progress")
 
     # --- reading -------------------------------------------------------------------------------------
@@ -62,7 +58,7 @@ class StoreFiles:
         """
         found = await self.get_all(tenant, store_id, [file_id])
         if not found:
-            raise _no_file(store_id, file_id)
+            raise no_file(store_id, file_id)
         return found[0]
 
     @translated("the catalog")
@@ -72,7 +68,7 @@ class StoreFiles:
         for some in _slices(file_ids, _BATCH):
             raws = await self._redis.hmget(keys.part("files"), some)
             shares = await self._redis.hmget(keys.part("progress"), some)
-            found += [_decoded(raw, share) for raw, share in zip(raws, shares, strict=True) if raw]
+            found += [decoded(raw, share) for raw, share in zip(raws, shares, strict=True) if raw]
         return found
 
     @translated("the catalog")
@@ -118,13 +114,13 @@ class StoreFiles:
             check_attributes(attachment.attributes)
         now, _ = await self._now()
         done: dict[str, StoreFileRecord] = {}
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             todo = [one for file_id, one in pending.items() if file_id not in done]
             if not todo:
                 return [done[file_id] for file_id in pending]
             for some in _slices(todo, _BATCH):
                 done |= await self._attach_some(StoreKeys(tenant, store_id), some, now, jobs)
-        raise _contended()
+        raise contended()
 
     async def remove(self, tenant: str, store_id: str, file_id: str, jobs: JobLog) -> None:
         """Take a file out of a store; what is stored of it goes by a job.
@@ -133,7 +129,7 @@ class StoreFiles:
             NotFound: it is not in this store of this tenant.
         """
         task = IngestionTask(action="sync_file", vector_store_id=store_id, file_id=file_id)
-        await self._change(StoreKeys(tenant, store_id), file_id, _removed, (jobs, task))
+        await self._swaps.change(StoreKeys(tenant, store_id), file_id, _removed, Work(jobs, task))
 
     async def set_attributes(
         self, tenant: str, store_id: str, file_id: str, attributes: Attributes, jobs: JobLog
@@ -147,19 +143,19 @@ class StoreFiles:
         check_attributes(attributes)
         task = IngestionTask(action="sync_file", vector_store_id=store_id, file_id=file_id, refresh=True)
 
-        def decide(old: StoreFileRecord | None) -> StoreFileRecord | None:
-            return old and replace(old, attributes=dict(attributes))
+        def decide(old: StoreFileRecord) -> StoreFileRecord | None:
+            return replace(old, attributes=dict(attributes))
 
-        changed = await self._change(StoreKeys(tenant, store_id), file_id, decide, (jobs, task))
+        changed = await self._swaps.change(StoreKeys(tenant, store_id), file_id, decide, Work(jobs, task))
         return changed or await self.get(tenant, store_id, file_id)
 
     async def cancel(self, tenant: str, store_id: str, file_id: str) -> None:
         """Stop the ingestion of a file that is in progress; any other file stays as it is."""
 
-        def decide(old: StoreFileRecord | None) -> StoreFileRecord | None:
-            return old and (replace(old, status="cancelled") if old.status == "in_progress" else old)
+        def decide(old: StoreFileRecord) -> StoreFileRecord | None:
+            return replace(old, status="cancelled") if old.status == "in_progress" else old
 
-        await self._change(StoreKeys(tenant, store_id), file_id, decide)
+        await self._swaps.change(StoreKeys(tenant, store_id), file_id, decide)
 
     # --- changes that ingestion makes ----------------------------------------------------------------
 
@@ -197,39 +193,15 @@ class StoreFiles:
     # --- how -----------------------------------------------------------------------------------------
 
     async def _finish(self, tenant: str, record: StoreFileRecord, changes: dict[str, Any]) -> bool:
-        def decide(old: StoreFileRecord | None) -> StoreFileRecord | None:
-            wanted = old and old.revision == record.revision and old.status == "in_progress"
-            return replace(old, **changes) if old and wanted else old
+        def decide(old: StoreFileRecord) -> StoreFileRecord | None:
+            wanted = old.revision == record.revision and old.status == "in_progress"
+            return replace(old, **changes) if wanted else old
 
         try:
             keys = StoreKeys(tenant, record.vector_store_id)
-            return await self._change(keys, record.file_id, decide) is not None
+            return await self._swaps.change(keys, record.file_id, decide) is not None
         except NotFound:
             return False
-
-    @translated("the catalog")
-    async def _change(
-        self, keys: StoreKeys, file_id: str, decide: Decide, work: tuple[JobLog, IngestionTask] | None = None
-    ) -> StoreFileRecord | None:
-        """Swap in what `decide` makes of the record, with a job; returns it, None when nothing changed."""
-        for _ in range(_TRIES):
-            raw = await self._redis.hget(keys.part("files"), file_id)
-            old = _decoded(raw, None) if raw else None
-            if old is None:
-                raise _no_file(keys.store_id, file_id)
-            new = decide(old)
-            if new == old:
-                return None
-            async with self._redis.pipeline(transaction=True) as pipe:
-                await self._swap_in(pipe, keys, _Swap(file_id, raw, old, new))
-                if work:
-                    await _enqueue(pipe, keys.tenant, *work)
-                outcome = (await pipe.execute())[0]
-            if outcome == b"done":
-                return new
-            if outcome == b"no_store":
-                raise no_store(keys.store_id)
-        raise _contended()
 
     @translated("the catalog")
     async def _attach_some(
@@ -239,17 +211,17 @@ class StoreFiles:
         done, written = {}, []
         async with self._redis.pipeline(transaction=True) as pipe:
             for (file, attachment), raw in zip(some, raws, strict=True):
-                old = _decoded(raw, None) if raw else None
+                old = decoded(raw) if raw else None
                 new, refresh = _attached(old, file, attachment, keys.store_id, now)
                 if new == old:
                     done[file.id] = new
                     continue
                 written.append((new, len(pipe)))
-                await self._swap_in(pipe, keys, _Swap(file.id, raw or b"", old, new))
+                await self._swaps.queue(pipe, keys, Swap(file.id, raw or b"", old, new))
                 task = IngestionTask(
                     action="sync_file", vector_store_id=keys.store_id, file_id=file.id, refresh=refresh
                 )
-                await _enqueue(pipe, keys.tenant, jobs, task)
+                await Work(jobs, task).queue(pipe, keys.tenant)
             outcomes = await pipe.execute()
         for new, at in written:
             if outcomes[at] == b"no_store":
@@ -258,44 +230,10 @@ class StoreFiles:
                 done[new.file_id] = new
         return done
 
-    async def _swap_in(self, pipe: Any, keys: StoreKeys, swap: _Swap) -> None:
-        names = ("files", "order", "published", "progress", "removed")
-        await self._swap(
-            keys=[
-                keys.store,
-                *(keys.part(name) for name in names),
-                scope(keys.tenant, "file", swap.file_id, "stores"),
-                sequence(keys.tenant),
-                *(keys.part("status", status) for status in FILE_STATUSES),
-            ],
-            args=[
-                swap.file_id,
-                keys.store_id,
-                swap.raw,
-                msgspec.json.encode(replace(swap.new, progress=0.0)) if swap.new else b"",
-                FILE_STATUSES.index(swap.new.status) + 1 if swap.new else 0,
-                int(_searchable(swap.old) != _searchable(swap.new)),
-                REMOVED_KEPT,
-            ],
-            client=pipe,
-        )
-
     @translated("the catalog")
     async def _now(self) -> tuple[int, int]:
         now: tuple[int, int] = await self._redis.time()
         return now
-
-
-@dataclass(frozen=True, slots=True)
-class _Swap:
-    file_id: str
-    raw: bytes  # `old` as Redis holds it; empty for none
-    old: StoreFileRecord | None
-    new: StoreFileRecord | None  # None removes it
-
-
-async def _enqueue(pipe: Any, tenant: str, jobs: JobLog, task: IngestionTask) -> None:
-    await jobs.enqueue_in(pipe, KIND, tenant, msgspec.to_builtins(task), serial=task.serial)
 
 
 def _attached(
@@ -319,28 +257,9 @@ def _attached(
     return fresh, False
 
 
-def _removed(_old: StoreFileRecord | None) -> StoreFileRecord | None:
+def _removed(_old: StoreFileRecord) -> StoreFileRecord | None:
     return None
-
-
-def _searchable(record: StoreFileRecord | None) -> tuple[str, Attributes] | None:
-    return (record.version, record.attributes) if record and record.version else None
-
-
-def _decoded(raw: bytes, share: bytes | None) -> StoreFileRecord:
-    record = msgspec.json.decode(raw, type=StoreFileRecord)
-    if record.status == "completed":
-        return replace(record, progress=1.0)
-    return replace(record, progress=float(share)) if share else record
 
 
 def _slices(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
     return (items[at : at + size] for at in range(0, len(items), size))
-
-
-def _no_file(store_id: str, file_id: str) -> NotFound:
-    return NotFound(f"no such file in vector store {store_id[:80]}: {file_id[:80]}", "file_id")
-
-
-def _contended() -> Unavailable:
-    return Unavailable("the catalog is busy with other changes of the same file", retry_after_s=0.5)

@@ -8,22 +8,21 @@ refused by the epoch. What a job means is its payload's business. The key schema
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 from redis.asyncio import Redis
 
 from actors.errors import NotFound
+from actors.stores.job_records import Job, JobStats, Lease, LeaseBatch, job_of, lease_of
 from actors.stores.redis import script, translated
 
 _GROUP = "runners"
 _DEAD_KEPT = 10_000
 _SERIAL_RETRY_MS = 250
-
-JobState = Literal["waiting", "leased", "done", "dead"]
 
 
 class JobLogConfig(BaseModel):
@@ -36,62 +35,6 @@ class JobLogConfig(BaseModel):
     )
     keep_done_s: int = Field(default=86_400, ge=1, description="How long a finished job can be looked up.")
     idempotency_s: int = Field(default=86_400, ge=1, description="How long an idempotency key is remembered.")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Lease:
-    """One job in the hands of one runner."""
-
-    kind: str
-    job_id: str
-    tenant: str
-    payload: Mapping[str, Any]
-    consumer: str
-    entry: str  # id in the stream
-    epoch: int  # fences the runners before this one
-    serial: str  # jobs of one tenant with the same value run one after another; "" for any order
-    attempts: int  # this one included
-    deaths: int  # runners that died with it
-    failures: int  # attempts that ended in a retry
-    unforeseen: int  # of them by an error that nobody foresaw
-    age_s: float  # since it was enqueued
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LeaseBatch:
-    """What `lease` found; also where `wait` goes on from."""
-
-    leases: Sequence[Lease]
-    last_entry: str
-    due_in_s: float | None  # until the next delayed job
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """A job as it can be looked up."""
-
-    job_id: str
-    tenant: str
-    state: JobState
-    payload: Mapping[str, Any]
-    attempts: int
-    deaths: int
-    error: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JobStats:
-    """What is not done."""
-
-    waiting: int
-    leased: int
-    delayed: int
-    oldest_age_s: float  # of those that no runner has
-
-    @property
-    def pending(self) -> int:
-        """All of them."""
-        return self.waiting + self.leased + self.delayed
 
 
 class JobLog:
@@ -172,7 +115,7 @@ class JobLog:
             ],
         )
         return LeaseBatch(
-            leases=[_lease(kind, consumer, row) for row in rows],
+            leases=[lease_of(kind, consumer, row) for row in rows],
             last_entry=last.decode(),
             due_in_s=None if int(due_ms) < 0 else int(due_ms) / 1e3,
         )
@@ -219,14 +162,14 @@ class JobLog:
         fields = await self._redis.hgetall(_job_key(kind, job_id))
         if fields.get(b"tenant") != tenant.encode():
             raise NotFound(f"no such job: {job_id[:80]}")
-        return _job(job_id, fields)
+        return job_of(job_id, fields)
 
     @translated("the job log")
     async def dead_letters(self, kind: str, count: int = 100) -> list[Job]:
         """The latest jobs that were given up, of all tenants, newest first."""
         ids = await self._redis.zrange(_key(kind, "dead"), 0, count - 1, desc=True)
         found = [(one.decode(), await self._redis.hgetall(_job_key(kind, one.decode()))) for one in ids]
-        return [_job(job_id, fields) for job_id, fields in found if fields]
+        return [job_of(job_id, fields) for job_id, fields in found if fields]
 
     @translated("the job log")
     async def stats(self, kind: str) -> JobStats:
@@ -305,36 +248,3 @@ def _serial_key(lease: Lease) -> str:
     if not lease.serial:
         return _job_key(lease.kind, lease.job_id)
     return _key(lease.kind, "serial", lease.tenant, lease.serial)
-
-
-def _lease(kind: str, consumer: str, row: Sequence[Any]) -> Lease:
-    job_id, entry, tenant, payload, serial, *numbers = row
-    epoch, attempts, deaths, failures, unforeseen, age_ms = map(int, numbers)
-    return Lease(
-        kind=kind,
-        job_id=job_id.decode(),
-        tenant=tenant.decode(),
-        payload=msgspec.msgpack.decode(payload),
-        consumer=consumer,
-        entry=entry.decode(),
-        epoch=epoch,
-        serial=serial.decode(),
-        attempts=attempts,
-        deaths=deaths,
-        failures=failures,
-        unforeseen=unforeseen,
-        age_s=age_ms / 1e3,
-    )
-
-
-def _job(job_id: str, fields: Mapping[bytes, bytes]) -> Job:
-    state: Any = fields[b"state"].decode()
-    return Job(
-        job_id=job_id,
-        tenant=fields[b"tenant"].decode(),
-        state=state,
-        payload=msgspec.msgpack.decode(fields[b"payload"]),
-        attempts=int(fields[b"attempts"]),
-        deaths=int(fields[b"deaths"]),
-        error=fields.get(b"error", b"").decode(),
-    )

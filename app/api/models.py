@@ -39,6 +39,7 @@ def _model_object(card: ModelCard) -> dict[str, Any]:
         "object": "model",
         "created": card.created_at,
         "owned_by": card.owned_by,
+        "type": card.type,  # not OpenAI's: tells chat models from embedding models
     }
     # As vLLM's server says it; unknown until a replica has been there.
     return {**model, "max_model_len": card.context_tokens} if card.context_tokens else model

@@ -219,6 +219,22 @@ def test_a_gateway_that_leaves_frees_everything_it_had():
     assert dispatcher.outcomes["cancelled"] == 2
 
 
+def test_a_retry_that_both_the_bus_and_the_gateway_tell_is_one_retry():
+    dispatcher = queue(replicas=("a", "b"))
+    [decision] = dispatcher.submit(ticket("r1"), "g", 0.0)
+    dispatcher.replica_gone(decision.grant.replica_id, 1.0)
+    dispatcher.end("r1", "retried", 1.0)
+    assert granted(dispatcher.submit(ticket("r1", attempt=2), "g", 1.1)) == ["r1"]
+    assert (dispatcher.accepted, dispatcher.in_flight(), dict(dispatcher.outcomes)) == (1, 1, {})
+
+
+def test_a_sequence_granted_ahead_waits_and_does_not_run():
+    dispatcher = queue(slots=1, look_ahead=1)
+    dispatcher.submit(ticket("r1"), "g", 0.0)
+    dispatcher.submit(ticket("r2"), "g", 0.0)
+    assert (dispatcher.running_sequences(), dispatcher.waiting_ahead_sequences()) == (1, 1)
+
+
 EVENTS = st.lists(
     st.tuples(
         st.sampled_from(["submit", "end", "retry", "gone", "report", "gateway"]),
@@ -249,6 +265,7 @@ def test_whatever_happens_accepted_is_the_sum_of_all_ends_and_what_is_in_flight(
             dispatcher.report(report(f"r{number % 3}", slots=2), now)
         else:
             dispatcher.gateway_gone(f"g{number % 2}", now)
+        assert "retried" not in dispatcher.outcomes
         assert dispatcher.accepted == sum(dispatcher.outcomes.values()) + dispatcher.in_flight()
         for replica in dispatcher.replicas.values():
             assert replica.sequences == len(replica.held)

@@ -1,4 +1,5 @@
 -- Replaces one file's record in a vector store, if it still is what the caller read (compare and swap).
+-- Run by actors/stores/catalog_swaps.py.
 --
 -- KEYS[1]  shoal:{tenant}:vs:<store>     hash: record, generation, usage_bytes, last_active_at
 -- KEYS[2]  KEYS[1]:files                 hash: file id -> record (JSON of StoreFileRecord)

@@ -9,7 +9,7 @@ import pytest
 async def test_models_are_listed_and_found_by_name_with_a_slash(client):
     listed = await client.models.list()
     assert [model.id for model in listed.data] == ["m", "org/m"]
-    assert listed.data[0].model_extra == {"max_model_len": 4096}
+    assert listed.data[0].model_extra == {"max_model_len": 4096, "type": "generation"}
     assert (await client.models.retrieve("org/m")).id == "org/m"
 
 
