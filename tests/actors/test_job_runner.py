@@ -20,6 +20,7 @@ from actors.job_runner import JobRunner, JobRunnerConfig
 from actors.local_services import ChromaServer, ChromaServerConfig, ValkeyServer, ValkeyServerConfig
 from actors.policies.chunking import Chunking, chunk_of
 from actors.policies.ingestion import KIND
+from actors.policies.load import LoadSnapshot
 from actors.stores.catalog import Catalog
 from actors.stores.catalog_records import Attachment, FileRecord
 from actors.stores.catalog_stores import StoreSettings
@@ -102,7 +103,7 @@ async def test_a_runner_ingests_into_chroma_what_was_attached_before_it_came(sto
 
         runner = Runner(JobRunnerConfig(storage=storage, poll_s=0.2, jobs=JobLogConfig(lease_s=2)))
         await runner.check_health()
-        assert (await runner.record_autoscaling_stats())["pending"] == 1.0
+        assert LoadSnapshot.from_stats(await runner.record_autoscaling_stats()).queued == 1.0
         async with asyncio.timeout(20):
             while (await jobs.stats(KIND)).pending:
                 await asyncio.sleep(0.05)
