@@ -100,6 +100,10 @@ def running_system(config: dict[str, Any], **env: str) -> Iterator[System]:
     with tempfile.TemporaryDirectory(prefix="shoal-", ignore_cleanup_errors=True) as folder:
         config = json.loads(json.dumps(config))
         config.setdefault("http_options", {}).update({"host": "127.0.0.1", "port": free_port()})
+        chroma_port = free_port()
+        for app in config["applications"]:
+            if "storage" in app.get("args", {}):
+                app["args"]["storage"] |= {"data_dir": f"{folder}/data", "chroma_port": chroma_port}
         path = Path(folder) / "config.yaml"
         path.write_text(yaml.safe_dump(config))
         log = (Path(folder) / "log").open("w+")
@@ -137,12 +141,24 @@ def _ready(process: subprocess.Popen, log: Any, folder: Path, config: dict[str, 
     pytest.fail(f"the system did not start:\n{log.read()[-6000:]}")
 
 
+def config_of(name: str, **gateway: Any) -> dict[str, Any]:
+    """One of configs/, with some arguments of its gateway changed."""
+    config = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
+    for app in config["applications"]:
+        if app["import_path"] == "app.main:build_gateway":
+            app["args"] |= gateway
+    return config
+
+
+def app_of(config: dict[str, Any], import_path: str) -> dict[str, Any]:
+    """The first application with this builder."""
+    return next(app for app in config["applications"] if app["import_path"] == f"app.main:{import_path}")
+
+
 @pytest.fixture(scope="session")
 def scripted() -> Iterator[System]:
-    """configs/scripted.yaml: the whole token path on the scripted engine, in open mode."""
-    config = yaml.safe_load((ROOT / "configs" / "scripted.yaml").read_text())
-    for app in config["applications"]:
-        if app["import_path"] == "app.main:build_model":
-            app["args"]["engine"]["scripted"]["allow_directives"] = True
+    """configs/scripted.yaml, in open mode, with an engine that breaks on demand."""
+    config = config_of("scripted", auth={"mode": "open"})
+    app_of(config, "build_model")["args"]["engine"]["scripted"]["allow_directives"] = True
     with running_system(config) as system:
         yield system

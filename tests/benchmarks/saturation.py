@@ -10,36 +10,31 @@ Serve. Both are called over HTTP through the same proxy.
 import asyncio
 import statistics
 import time
-from pathlib import Path
 
 import httpx
-import yaml
 
 from tests.benchmarks.report import Row, parser, publish
-from tests.conftest import ROOT, running_system
+from tests.conftest import app_of, config_of, running_system
 
 SLOTS, SERVICE_S, CLIENTS = 4, 0.1, 60
 IDEAL_RPS = SLOTS / SERVICE_S
 
-CONFIG = Path(ROOT / "configs" / "scripted.yaml")
 HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
 
 
 def config() -> dict:
     """The scripted system with one 4-slot replica, and the baseline beside it."""
-    base = yaml.safe_load(CONFIG.read_text())
-    for app in base["applications"]:
-        if app["import_path"] == "app.main:build_model":
-            app["args"]["engine"]["scripted"] = {"max_sequences": SLOTS, "fixed_service_s": SERVICE_S}
-            app["deployments"] = [{"name": "LLMReplica", "num_replicas": 1}]
-    base["applications"].append(
-        {
-            "name": "plain",
-            "route_prefix": "/plain",
-            "import_path": "tests.benchmarks.plain_serve:app",
-            "deployments": [{"name": "Front"}, {"name": "Slots", "max_ongoing_requests": SLOTS}],
-        }
-    )
+    base = config_of("scripted", auth={"mode": "open"}, retrieval=None)
+    model = app_of(base, "build_model")
+    model["args"]["engine"]["scripted"] = {"max_sequences": SLOTS, "fixed_service_s": SERVICE_S}
+    model["deployments"] = [{"name": "LLMReplica", "num_replicas": 1}]
+    plain = {
+        "name": "plain",
+        "route_prefix": "/plain",
+        "import_path": "tests.benchmarks.plain_serve:app",
+        "deployments": [{"name": "Front"}, {"name": "Slots", "max_ongoing_requests": SLOTS}],
+    }
+    base["applications"] = [model, app_of(base, "build_gateway"), plain]
     return base
 
 

@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-import yaml
 from openai import AsyncOpenAI
 
-from tests.conftest import ROOT, System, running_system
+from tests.conftest import System, config_of, running_system
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -21,7 +20,7 @@ MOST = 3
 @pytest.fixture(scope="module")
 def elastic() -> Iterator[System]:
     """configs/scripted.yaml with a pool of 0 to 3 replicas of four slots, 20 words per second each."""
-    config = yaml.safe_load((ROOT / "configs" / "scripted.yaml").read_text())
+    config = config_of("scripted", auth={"mode": "open"})
     (model,) = [a for a in config["applications"] if a["import_path"] == "app.main:build_model"]
     quick = {"metrics_interval_s": 0.2, "look_back_period_s": 1}
     model |= {
