@@ -49,9 +49,9 @@ project = metadata.metadata("shoal").get_all("Requires-Dist") or []
 extras: dict[str, list[str]] = {"": [], "local": [], "dev": []}
 for text in project:
     requirement = Requirement(text)
-    for extra in extras:
+    for extra, wanted in extras.items():
         if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
-            extras[extra].append(text.partition(";")[0])
+            wanted.append(text.partition(";")[0])
 run = closure(extras[""] + extras["local"])
 dev = {name: version for name, version in closure(extras["dev"]).items() if name not in run}
 note = "# Written by .ci/lock.py; install with `pip install --no-deps -r`. Linux x86-64, Python 3.11.\n"
