@@ -122,7 +122,7 @@ class Candidates:
             return await self._entries(view, key)
 
         async def work() -> list[IndexHit]:
-            wanted = Wanted(view.generation, tuple((one.file_id, one.version) for one in view.files.values()))
+            wanted = Wanted(view.generation, view.versions)
             index = await self._bm25.get(f"{view.tenant}/{view.vector_store_id}", wanted, read)
             search.bm25[view.vector_store_id] = index
             return await asyncio.to_thread(

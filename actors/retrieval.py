@@ -129,7 +129,7 @@ def _passing(view: PublishedView, filters: Mapping[str, Any] | None) -> Collecti
     passes = parse_filter(filters)
     if filters is None:
         return view.versions
-    return {(one.file_id, one.version) for one in view.files.values() if passes(one.attributes)}
+    return {key for key, record in view.versions.items() if passes(record.attributes)}
 
 
 def _passage(found: Found, score: float) -> Passage:

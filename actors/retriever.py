@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from actors.handles.embedder import EmbedderClient
+from actors.index import bm25
 from actors.index.chroma import ChromaIndex
 from actors.index.protocol import Matrix
 from actors.policies.metering import LoadMeter
@@ -54,6 +55,7 @@ class Retriever:
     ) -> None:
         configure_logging()
         del beside
+        bm25.load()
         self._config = config
         self._retrieval = Retrieval(config, parts or _parts(config))
         self._meter = LoadMeter(config.concurrency)

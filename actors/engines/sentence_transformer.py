@@ -75,6 +75,8 @@ class SentenceTransformerModel:
         longest = max(len(before) + len(after) for before, after in self._frames.values())
         if longest >= self._info.window_tokens:
             raise EngineFailed(f"the prompt of {config.model} fills its window; raise window_tokens")
+        # The first run allocates and picks kernels; a model that loads and cannot run fails here.
+        self.embed(self.tokenize(["warm up"], "query")[0].windows)
 
     @property
     def info(self) -> EmbeddingModelInfo:

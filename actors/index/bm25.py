@@ -31,6 +31,13 @@ _BYTES_PER_ENTRY = 500  # the objects around its text
 _BYTES_PER_WORD = 120  # of the vocabulary: string, dict entry, int
 
 
+def load() -> None:
+    """Import what takes a second, so that no search has to."""
+    import bm25s  # noqa: F401  for its side effect: it is there
+
+    _stop_words()
+
+
 def words(text: str) -> list[str]:
     """Lower-case words without English stop words and plural endings; pairs of characters where no spaces are."""
     return [term for word in _WORD.findall(text.lower()) for term in _terms(word)]

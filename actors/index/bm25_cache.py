@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from actors.index.bm25 import Bm25Index, FileKey
@@ -30,7 +30,7 @@ class Wanted:
     """What an index is to hold."""
 
     generation: int
-    files: tuple[FileKey, ...]
+    files: Collection[FileKey]  # in their published order
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class PublishedView:
     vector_store_id: str
     generation: int
     files: Mapping[str, StoreFileRecord]  # by file id, in the order of their attachment
-    versions: frozenset[tuple[str, str]]  # (file id, version) of all of them
+    versions: Mapping[tuple[str, str], StoreFileRecord]  # the same by (file id, version)
     last_known: bool = False  # the catalog was not reached: this is from before
 
 
@@ -86,7 +86,7 @@ class PublishedFiles:
             vector_store_id=vector_store_id,
             generation=generation,
             files={record.file_id: record for record in records},
-            versions=frozenset((record.file_id, record.version) for record in records),
+            versions={(record.file_id, record.version): record for record in records},
         )
 
     def _last_known(self, key: tuple[str, str]) -> PublishedView:

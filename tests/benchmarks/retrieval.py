@@ -2,11 +2,12 @@
 
     python -m tests.benchmarks.retrieval [--quick] [--json FILE] [--data DIR]
 
-`DIR` holds `documents.json` (a list of {chunk_link, text}) and `questions.json` (a list of {question,
-correct_chunks}). Every document is one file, cut, embedded and indexed as ingestion does it with the default
-chunking; searches go through `Retriever` (without Ray), a real `chroma run`, the real embedding model and BM25.
-Found passages count as their documents. The baseline of quality is `bm25s` over whole documents with its own
-tokeniser, that of speed a bare Chroma query. `--quick` embeds in bfloat16 where the CPU can.
+`DIR` holds `documents.json` (a list of {chunk_link, text} and maybe chunk_heading) and `questions.json` (a list
+of {question, correct_chunks}). Every document is one file, cut, embedded and indexed as ingestion does it, with
+the default chunking; searches go through `Retriever` (without Ray), a real `chroma run`, the real embedding
+model and BM25. Found passages count as their documents. The baseline of quality is `bm25s` over whole documents
+with its own tokeniser, that of speed a bare Chroma query. `--quick` cuts without overlap, which halves the work,
+and embeds in bfloat16 where the CPU can.
 """
 
 import asyncio
@@ -19,9 +20,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,7 @@ from actors.index.chroma import ChromaIndex
 from actors.index.protocol import IndexEntry, Matrix
 from actors.ingestion import matrix_of
 from actors.local_services import ChromaServer, ChromaServerConfig
-from actors.policies.chunking import Chunking, Tokenize, cut
+from actors.policies.chunking import Chunking, cut
 from actors.retrieval_parts import RetrievalParts
 from actors.retriever import Retriever, RetrieverConfig
 from actors.stores.catalog_records import StoreFileRecord
@@ -43,6 +45,7 @@ from tests.benchmarks.report import Row, parser, publish
 
 _DATA = Path(__file__).parents[3] / "shared" / "data" / "retrieval-eval"
 _TENANT, _STORE = "benchmark", "vs_benchmark"
+Spans = list[tuple[int, int]]
 _AT = 10  # nDCG and recall are taken at this rank
 _PASSAGES = 50  # asked for, since several may be of one document
 _BATCH = 32  # chunks per call of the embedder
@@ -88,8 +91,10 @@ def chroma() -> Iterator[StorageConfig]:
 class Ingest:
     """Writes documents as ingestion does, several at a time."""
 
-    def __init__(self, embedder: Embedder, index: ChromaIndex, documents: DocumentStore, tokenize: Tokenize):
-        self._embedder, self._index, self._documents, self._tokenize = embedder, index, documents, tokenize
+    def __init__(
+        self, embedder: Embedder, index: ChromaIndex, documents: DocumentStore, cut_up: Callable[[str], Spans]
+    ) -> None:
+        self._embedder, self._index, self._documents, self._cut_up = embedder, index, documents, cut_up
         self._room = asyncio.Semaphore(_DOCUMENTS_AT_ONCE)
 
     async def all(self, texts: dict[str, str]) -> Catalog:
@@ -117,7 +122,7 @@ class Ingest:
         )
 
     async def _version(self, name: str, text: str) -> DocumentVersion:
-        spans = cut(text, Chunking(), self._tokenize)
+        spans = self._cut_up(text)
         found = [
             await self._embedder.embed(
                 [text[start:end] for start, end in spans[at : at + _BATCH]], pool=False
@@ -165,27 +170,35 @@ def plain_bm25(texts: dict[str, str], questions: Sequence[Question]) -> tuple[fl
 
 
 async def measure(
-    texts: dict[str, str], questions: Sequence[Question], config: EmbedderConfig, storage: StorageConfig
+    texts: dict[str, str],
+    questions: Sequence[Question],
+    config: EmbedderConfig,
+    chunking: Chunking,
+    storage: StorageConfig,
 ) -> list[Row]:
     """Ingest, search with every ranker, and make rows of it."""
     embedder = Embedder(config)
     index = ChromaIndex(storage.effective_chroma_url)
     documents = DocumentStore(storage.effective_documents_url)
     started = time.monotonic()
-    catalog = await Ingest(embedder, index, documents, load_spans(config.model)).all(texts)
+    cut_up = partial(cut, chunking=chunking, tokenize=load_spans(config.model))
+    catalog = await Ingest(embedder, index, documents, cut_up).all(texts)
     print(f"{len(texts)} documents ingested in {time.monotonic() - started:.1f} s", file=sys.stderr)
 
+    asked: dict[str, Matrix] = {}
+
     async def embed(text: str, _timeout_s: float) -> Matrix:
-        found = await embedder.embed([text], "query")
-        row: Matrix = np.frombuffer(found.vectors, dtype="<f4").reshape(1, found.dimensions)
-        return row
+        if text not in asked:
+            found = await embedder.embed([text], "query")
+            asked[text] = np.frombuffer(found.vectors, dtype="<f4").reshape(1, found.dimensions)
+        return asked[text]
 
     parts = RetrievalParts(embed=embed, index=index, catalog=catalog, documents=documents)
     retriever = Retriever(RetrieverConfig(deadline_s=30, storage=storage), parts)
+    await search(retriever, questions[0], "auto", _AT)  # builds and loads what is loaded once
     rows: list[Row] = []
     plain = plain_bm25(texts, questions)
     for name, ranker in (("hybrid", "auto"), ("dense", "dense"), ("bm25", "bm25")):
-        await search(retriever, questions[0], ranker, _AT)  # builds and loads what is loaded once
         results = [await search(retriever, question, ranker, _PASSAGES) for question in questions]
         assert not any(result.degraded for result in results), "a part did not answer"
         found = quality([[one.filename for one in result.passages] for result in results], questions)
@@ -193,9 +206,9 @@ async def measure(
             rows.append(
                 Row(name=f"{name}_{metric}", value=value, unit="", baseline="bm25s", baseline_value=baseline)
             )
-        rows += latency(name, [await search(retriever, question, ranker, _AT) for question in questions])
-    bare = await bare_chroma(index, [await embed(question.text, 0) for question in questions])
-    rows = [with_bare(row, bare) if row.name.startswith("hybrid_retrieve") else row for row in rows]
+    bare_ms = await bare_chroma(index, list(asked.values()))
+    asked.clear()
+    rows += latency([await search(retriever, question, "auto", _AT) for question in questions], bare_ms)
     await index.close()
     return rows
 
@@ -211,21 +224,24 @@ async def search(retriever: Retriever, question: Question, ranker: str, passages
     return await retriever.search(query)
 
 
-def latency(name: str, results: Sequence[RetrievalResult]) -> list[Row]:
-    """p50 and p99 of every stage that took any time."""
-    rows = []
-    for stage in ("embed", "retrieve", "rerank"):
-        spent_ms = [1e3 * result.stage_s[stage] for result in results]
-        if max(spent_ms) > 0:
-            rows += [
-                Row(
-                    name=f"{name}_{stage}_p{percent}_ms",
-                    value=float(np.percentile(spent_ms, percent)),
-                    unit="ms",
-                )
-                for percent in (50, 99)
-            ]
-    return rows
+def latency(results: Sequence[RetrievalResult], bare_ms: Sequence[float]) -> list[Row]:
+    """p50 and p99 of each stage of hybrid searches, and of all of them together."""
+    spent_ms = {
+        stage: [1e3 * result.stage_s[stage] for result in results]
+        for stage in ("embed", "retrieve", "rerank")
+    }
+    spent_ms["search"] = [sum(stages) for stages in zip(*spent_ms.values(), strict=True)]
+    return [
+        Row(
+            name=f"{stage}_p{percent}_ms",
+            value=float(np.percentile(values, percent)),
+            unit="ms",
+            baseline="bare Chroma" if stage == "retrieve" else None,
+            baseline_value=float(np.percentile(bare_ms, percent)) if stage == "retrieve" else None,
+        )
+        for stage, values in spent_ms.items()
+        for percent in (50, 99)
+    ]
 
 
 async def bare_chroma(index: ChromaIndex, vectors: Sequence[Matrix]) -> list[float]:
@@ -238,20 +254,12 @@ async def bare_chroma(index: ChromaIndex, vectors: Sequence[Matrix]) -> list[flo
     return spent_ms
 
 
-def with_bare(row: Row, bare_ms: Sequence[float]) -> Row:
-    percent = 50 if "_p50_" in row.name else 99
-    return Row(
-        name=row.name,
-        value=row.value,
-        unit=row.unit,
-        baseline="bare Chroma",
-        baseline_value=float(np.percentile(bare_ms, percent)),
-    )
-
-
 def load(folder: Path) -> tuple[dict[str, str], list[Question]]:
     """Documents by name, and questions that have an answer among them."""
-    texts = {one["chunk_link"]: one["text"] for one in json.loads((folder / "documents.json").read_text())}
+    texts = {
+        one["chunk_link"]: "\n\n".join(filter(None, (one.get("chunk_heading"), one["text"])))
+        for one in json.loads((folder / "documents.json").read_text())
+    }
     questions = [
         Question(one["question"], frozenset(one["correct_chunks"]).intersection(texts))
         for one in json.loads((folder / "questions.json").read_text())
@@ -277,12 +285,13 @@ def main() -> None:
     texts, questions = load(given.data)
     config = EmbedderConfig(
         model=given.model,
-        dtype=fast_dtype() if given.quick else "float32",  # type: ignore[arg-type]
+        dtype=fast_dtype() if given.quick else "float32",
         threads=os.cpu_count() or 1,
         max_batch_tokens=4096,
     )
+    chunking = Chunking(chunk_overlap_tokens=0) if given.quick else Chunking()
     with chroma() as storage:
-        rows = asyncio.run(measure(texts, questions, config, storage))
+        rows = asyncio.run(measure(texts, questions, config, chunking, storage))
     publish(f"Retrieval: {len(texts)} documents, {len(questions)} questions", rows, given.json)
 
 
