@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from actors.errors import Unavailable
 from app.api.deps import GatewayService, gateway_of
 
-_POLL_S = 1.0
+_POLL_S = 0.5
 
 _TEXT = """
 Shoal is ready at {url}

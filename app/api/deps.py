@@ -136,7 +136,9 @@ class Services(Protocol):
     documents: Any
     jobs: Any
 
-    async def search(self, principal: Principal, query: RetrievalQuery) -> RetrievalResult:
+    async def search(
+        self, principal: Principal, query: RetrievalQuery, clock: StageClock | None = None
+    ) -> RetrievalResult:
         """Search the caller's vector stores."""
 
 

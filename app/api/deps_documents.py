@@ -11,6 +11,7 @@ from actors.stores.catalog import Catalog
 from actors.stores.catalog_records import PageQuery
 from actors.stores.documents import DocumentStore
 from actors.stores.jobs import JobLog
+from actors.telemetry import StageClock
 from actors.types import Principal, RetrievalQuery, RetrievalResult
 from app.api.deps import DocumentsSession, Services, Session, services
 
@@ -24,7 +25,9 @@ class DocumentServices(Protocol):
     documents: DocumentStore
     jobs: JobLog
 
-    async def search(self, principal: Principal, query: RetrievalQuery) -> RetrievalResult:
+    async def search(
+        self, principal: Principal, query: RetrievalQuery, clock: StageClock | None = None
+    ) -> RetrievalResult:
         """Search the caller's vector stores."""
 
 

@@ -71,9 +71,15 @@ async def search_vector_store(vector_store_id: str, request: Request, call: Docu
     await call.catalog.stores.get(call.tenant, vector_store_id)
     principal = call.session.caller.principal
     queries = body.to_queries(call.tenant, vector_store_id)
-    results = await call.session.context.guard(
-        _gathered([call.services.search(principal, query) for query in queries])
-    )
+    clock = call.session.context.clock
+    clock.enter("retrieve")
+    # They run side by side: the first one's stages stand for all.
+    searches = [
+        call.services.search(principal, query, clock if number == 0 else None)
+        for number, query in enumerate(queries)
+    ]
+    results = await call.session.context.guard(_gathered(searches))
+    clock.enter("other")
     degraded = ", ".join(dict.fromkeys(result.degraded for result in results if result.degraded))
     headers = {"x-shoal-degraded": degraded} if degraded else {}
     return JsonResponse(search_object(body.query, _merged(results, body.limit)), headers=headers)
