@@ -46,7 +46,7 @@ class Search:
         self.queries: list[RetrievalQuery] = []
         self.degraded = ""
 
-    async def __call__(self, principal: Principal, query: RetrievalQuery) -> RetrievalResult:
+    async def __call__(self, principal: Principal, query: RetrievalQuery, clock=None) -> RetrievalResult:
         self.queries.append(query)
         [store_id] = query.vector_store_ids
         _, records = await self._catalog.published(principal.tenant, store_id)
