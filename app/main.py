@@ -18,7 +18,7 @@ from actors.handles.queue import QUEUE_DEPLOYMENT
 from actors.handles.retriever import RETRIEVER_DEPLOYMENT
 from actors.job_runner import JobRunner
 from actors.llm_replica import LLMReplica
-from actors.local_services import ChromaServer, LocalServices, ValkeyServer
+from actors.local_services import ChromaServer, NoLocalServices, ValkeyServer
 from actors.retriever import Retriever
 from app.api import build_api
 from app.config import GatewayArgs, LocalServicesArgs, ModelArgs, RetrievalArgs
@@ -70,20 +70,28 @@ def build_model(args: ModelArgs) -> Application:
 
 def build_local_services(args: LocalServicesArgs) -> Application:
     """Valkey and Chroma, each unless an outside one is named: then nothing is started."""
-    servers = []
-    if args.storage.redis_url is None:
-        valkey = serve.deployment(name="ValkeyServer", **_COMMON)(ValkeyServer)
-        servers.append(valkey.bind(args.with_storage(args.valkey)))
-    if args.storage.chroma_url is None:
-        chroma = serve.deployment(name="ChromaServer", **_COMMON)(ChromaServer)
-        servers.append(chroma.bind(args.with_storage(args.chroma)))
-    return serve.deployment(name="LocalServices", **_COMMON)(LocalServices).bind(*servers)
+    wanted = [
+        (ValkeyServer, args.valkey, args.storage.redis_url),
+        (ChromaServer, args.chroma, args.storage.chroma_url),
+    ]
+    root = None
+    for server, config, outside_url in wanted:
+        if outside_url is None:
+            # The last one is the root and holds the other: a root of its own would be one more process.
+            deployment = serve.deployment(name=server.__name__, **_COMMON)(server)
+            root = deployment.bind(args.with_storage(config), beside=root)
+    return root or serve.deployment(name="NoLocalServices", **_COMMON)(NoLocalServices).bind()
 
 
 def build_retrieval(args: RetrievalArgs) -> Application:
     """The retrieval stages: search at the root, the embedding model and the ingestion runners beside it."""
     embedder = serve.deployment(name=EMBEDDER_DEPLOYMENT, **_COMMON)(Embedder).bind(args.embedder)
-    runner = serve.deployment(name="JobRunner", graceful_shutdown_timeout_s=30, **_COMMON)(JobRunner)
+    runner = serve.deployment(
+        name="JobRunner",
+        graceful_shutdown_timeout_s=30,
+        graceful_shutdown_wait_loop_s=0.1,  # nobody calls it: it ends, and gives its jobs back, while the rest is up
+        **_COMMON,
+    )(JobRunner)
     retriever = serve.deployment(name=RETRIEVER_DEPLOYMENT, **_COMMON)(Retriever)
     return retriever.bind(
         args.with_storage(args.retriever), beside=(embedder, runner.bind(args.with_storage(args.jobs)))

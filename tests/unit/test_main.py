@@ -38,9 +38,9 @@ def test_the_gateway_is_alone():
 
 
 def test_nothing_local_starts_for_what_has_an_outside_address():
-    assert local() == {"LocalServices", "ValkeyServer", "ChromaServer"}
-    assert local(redis_url="redis://r:6379") == {"LocalServices", "ChromaServer"}
-    assert local(redis_url="redis://r:6379", chroma_url="http://c:8000") == {"LocalServices"}
+    assert local() == {"ValkeyServer", "ChromaServer"}
+    assert local(redis_url="redis://r:6379") == {"ChromaServer"}
+    assert local(redis_url="redis://r:6379", chroma_url="http://c:8000") == {"NoLocalServices"}
 
 
 def test_only_the_gateway_answers_http():
