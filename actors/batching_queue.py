@@ -136,14 +136,17 @@ class BatchingQueue:
     def _apply(self, command: frames.QueueCommand, connection: str, now: float) -> list[Decision]:
         dispatcher = self._dispatcher
         if isinstance(command, frames.Submit):
-            self._arrivals.append(now)
             if connection not in self._gateways:
                 return []  # its grants could not be delivered; it submits again over its next connection
-            return dispatcher.submit(command.ticket, connection, now)
+            before = dispatcher.accepted
+            decisions = dispatcher.submit(command.ticket, connection, now)
+            if dispatcher.accepted > before:  # not one that comes back
+                self._arrivals.append(now)
+            return decisions
         if isinstance(command, frames.End):
             return dispatcher.end(command.request_id, command.outcome, now)
         if command.draining:
-            dispatcher.replica_draining(command.replica_id)
+            dispatcher.replica_draining(command.replica_id, now)
             return []
         return dispatcher.replica_gone(command.replica_id, now)
 
@@ -165,9 +168,13 @@ class BatchingQueue:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_S)
-            now = time.monotonic()
-            self._deliver(self._dispatcher.sweep(now))
-            self._publish(now)
+            try:
+                now = time.monotonic()
+                self._deliver(self._dispatcher.sweep(now))
+                self._forget_arrivals(now)  # nobody else does where nothing scales
+                self._publish(now)
+            except Exception:  # a sweeper that is dead would keep dead replicas and stop the metrics
+                _log.exception("sweep_failed", model=self._model)
 
     def _publish(self, now: float) -> None:
         dispatcher = self._dispatcher

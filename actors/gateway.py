@@ -144,7 +144,7 @@ class Gateway(DirectCalls):
     async def generate(
         self, caller: AuthenticatedKey, call: GenerationCall, clock: StageClock
     ) -> ModelStream:
-        """Run one chat or completion; returns when its first delta is at hand.
+        """Run one chat or completion; returns when its first delta is at hand, or all of one wanted whole.
 
         Raises:
             ShoalError: anything that goes wrong before the first token.
@@ -170,10 +170,12 @@ class Gateway(DirectCalls):
             prompt_tokens=tokens,
             predicted_output_tokens=predicted,
             timeout_s=timeout_s - clock.elapsed_s(),
+            whole=call.whole,
         )
         stream = await model.generate(request, admission, clock, settle)
-        ttft_s = clock.elapsed_s()
-        telemetry.observe("shoal_ttft_seconds", ttft_s, model=model.name, class_=principal.priority.value)
+        telemetry.observe(
+            "shoal_ttft_seconds", stream.ttft_s, model=model.name, class_=principal.priority.value
+        )
         stream.passages = passages
         stream.headers |= self._limits.headers(reservation)
         if context.degraded:

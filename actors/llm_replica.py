@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import psutil
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray import serve
@@ -21,13 +22,14 @@ from actors import telemetry
 from actors.engines.protocol import LLMEngine
 from actors.engines.scripted import ScriptedConfig, ScriptedEngine
 from actors.engines.vllm import VllmConfig, VllmEngine
-from actors.errors import EngineFailed, ShoalError, Unavailable
+from actors.errors import EngineFailed, InvalidRequest, ShoalError, Unavailable
 from actors.handles import frames
 from actors.handles.outbox import Outbox
 from actors.handles.queue import QueueReporter
-from actors.types import GenerationRequest, ModelCard
+from actors.types import GenerationRequest, ModelCard, TokenDelta
 
 _REPORT_S = 0.5
+_OVERTAKEN_S = 30.0  # longer than a command can be under way
 # This module is imported when Ray makes the actor, mostly in a process started for it: its age then belongs to
 # the start-up. An older process was waiting for work before.
 _AGE_AT_IMPORT_S = time.time() - psutil.Process().create_time()
@@ -125,6 +127,8 @@ class LLMReplica:
                 self._abort(here, command.stream)
             elif command.stream not in here.aborted:
                 self._start(connection, here, command)
+            else:
+                here.aborted.discard(command.stream)
 
     async def check_health(self) -> None:
         """Serve restarts the replica when this raises."""
@@ -140,8 +144,14 @@ class LLMReplica:
             await self._engine.stop()
 
     def _start(self, connection: str, here: _Connection, command: frames.Start) -> None:
-        self._running[connection, command.stream] = command.request.request_id
-        task = asyncio.get_running_loop().create_task(self._generate(here, command.stream, command.request))
+        try:
+            request = frames.decode_request(command.request)
+        except msgspec.ValidationError as error:
+            wrong = InvalidRequest(f"the request holds a value that no model takes: {error}")
+            here.outbox.put(frames.StreamEvent(command.stream, None, wrong.to_wire()))
+            return
+        self._running[connection, command.stream] = request.request_id
+        task = asyncio.get_running_loop().create_task(self._generate(here, command.stream, request))
         here.tasks[command.stream] = task
         task.add_done_callback(lambda _: self._ended(connection, here, command.stream))
 
@@ -151,6 +161,8 @@ class LLMReplica:
             task.cancel()
         else:
             here.aborted.add(stream)
+            # Mostly its stream has just ended, and nothing will ever ask.
+            asyncio.get_running_loop().call_later(_OVERTAKEN_S, here.aborted.discard, stream)
 
     def _ended(self, connection: str, here: _Connection, stream: int) -> None:
         here.tasks.pop(stream, None)
@@ -158,9 +170,12 @@ class LLMReplica:
 
     async def _generate(self, here: _Connection, stream: int, request: GenerationRequest) -> None:
         put = here.outbox.put
+        delta: TokenDelta | None = None
         try:
             async for delta in self._engine.generate(request):
                 put(frames.StreamEvent(stream, delta))
+            if delta is None or delta.usage is None:  # its reader would wait for the rest until the deadline
+                raise ShoalError("the engine gave this request up before its answer was complete")  # noqa: TRY301  one road for all errors
         except EngineFailed as error:
             self._failed = error  # the next health check lets Serve replace this replica
             put(frames.StreamEvent(stream, None, error.to_wire()))
@@ -173,7 +188,10 @@ class LLMReplica:
     async def _report_for_ever(self) -> None:
         while True:
             if self._failed is None:
-                await self._report()
+                try:
+                    await self._report()
+                except Exception:  # one that is silent gets no work, for ever
+                    _log.exception("report_failed", model=self._model)
             await asyncio.sleep(_REPORT_S)
 
     async def _report(self) -> None:

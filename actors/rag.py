@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from actors import telemetry
 from actors.engines.tokens import TokenCounter, prompt_tokens
-from actors.errors import DeadlineExceeded, Unavailable
+from actors.errors import DeadlineExceeded, InvalidRequest, NotFound, ShoalError
 from actors.handles.retriever import RetrieverClient
 from actors.policies.prompting import fitting, question_of, with_passages
 from actors.telemetry import Stage, StageClock
@@ -100,9 +100,11 @@ class RagStage:
         try:
             result = await self.search(query, clock)
             context = Context(passages=result.passages, degraded=result.degraded)
+        except (InvalidRequest, NotFound):
+            raise
         except DeadlineExceeded:
             context = Context(degraded="retrieval=timeout")
-        except Unavailable:
+        except ShoalError:  # down, overloaded or broken: none of it is the chat's
             context = Context(degraded="retrieval=unavailable")
         finally:
             clock.enter("other")

@@ -202,6 +202,7 @@ class Ticket:
     waited_s: float = 0.0  # time already waited before this submit (a queue was lost, an attempt failed)
     attempt: int = 1
     sequences: int = 1  # engine slots it takes: `n` of the request
+    returning: bool = False  # it was in line before and a fault brings it back: it is not refused again
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -251,6 +252,7 @@ class GenerationCall:
     retrieval: RetrievalOptions | None = None
     timeout_s: float | None = None  # None: the gateway's default
     service_tier: PriorityClass | None = None  # may lower the key's class, never raise it
+    whole: bool = False  # nobody sees it before it is complete: after a failure it begins again elsewhere
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -93,7 +93,7 @@ def _from_package(name: str, cache_dir: Path) -> ModelFiles:
     source = _verified_digest(gguf_file)
     version = importlib.metadata.version(name)
     revision = f"{version}-{source.hex()[:12]}"
-    folder = cache_dir / "models" / f"{name}-{revision}-v{_FORMAT}"
+    folder = cache_dir / f"{name}-{revision}-v{_FORMAT}"
     if not folder.is_dir():
         _prepare(Path(str(gguf_file.locate())), folder)
     return ModelFiles(model=str(folder), revision=revision, tokenizer=str(folder))

@@ -106,6 +106,7 @@ class VllmEngine:
         self._name = name
         self._cache_dir = cache_dir
         self._vllm: Launched | None = None  # while started
+        self._capacity: EngineCapacity | None = None
         self._tool_parser: Any = None
         self._in_flight: dict[str, _InFlight] = {}
         self._busy_since = 0.0
@@ -126,6 +127,7 @@ class VllmEngine:
             launch.add_done_callback(_shut_down_late)  # the thread cannot be stopped; what it starts can
             raise
         try:
+            self._capacity = vllm_launch.capacity(self._vllm.llm)
             self._tool_parser = vllm_launch.tool_parser(self._vllm.llm, self.config.tool_parser)
             return await self._card(files)
         except BaseException:
@@ -134,12 +136,10 @@ class VllmEngine:
 
     @property
     def capacity(self) -> EngineCapacity:
-        """As vLLM sized itself."""
-        config = self._running().vllm_config
-        return EngineCapacity(
-            max_sequences=config.scheduler_config.max_num_seqs,
-            kv_tokens=config.cache_config.num_gpu_blocks * config.cache_config.block_size,
-        )
+        """As vLLM sized itself at the last start; a dead engine still says it."""
+        if self._capacity is None:
+            raise EngineFailed(f"the engine of {self._name} is not started")
+        return self._capacity
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """Run one request; see `LLMEngine.generate`. An aborted request just ends, without usage.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.engines.protocol import EngineCapacity
 from actors.errors import EngineFailed
 
 if TYPE_CHECKING:
@@ -82,11 +83,13 @@ def launch(config: VllmConfig, files: ModelFiles) -> Launched:
         # CPU time per token, one Python process less, a quarter off the start. (The engine itself stays a process
         # of its own, whatever this variable's name says.)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    arguments = _engine_args(config, files, on_cpu=on_cpu)
     counters = EngineCounters()
     before = set(multiprocessing.active_children())
     try:
+        arguments = _engine_args(config, files, on_cpu=on_cpu)
         llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[counters.factory])
+    except EngineFailed:
+        raise
     except Exception as error:  # whatever a model, its files or the device can do to a start
         raise EngineFailed(f"the model {config.model} cannot be loaded: {error}") from error
     # Importing vLLM leaves a million objects, which the event loop's garbage collector need not scan again.
@@ -130,6 +133,15 @@ def tool_parser(llm: Any, name: str | None) -> Any:
         raise EngineFailed(f"tool_parser {name!r} does not fit this model: {error}") from error
 
 
+def capacity(llm: Any) -> EngineCapacity:
+    """What vLLM can run at once, as it sized itself."""
+    cache = llm.vllm_config.cache_config
+    return EngineCapacity(
+        max_sequences=llm.vllm_config.scheduler_config.max_num_seqs,
+        kv_tokens=cache.num_gpu_blocks * cache.block_size,
+    )
+
+
 def identity(llm: Any, files: ModelFiles) -> tuple[str, str]:
     """The loaded model's revision, and the folder of its tokenizer.json (empty when not found on this machine)."""
     if files.tokenizer:
@@ -145,7 +157,7 @@ def _engine_args(config: VllmConfig, files: ModelFiles, *, on_cpu: bool) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
-    _check_names(config.engine_args, set(type(config).model_fields), known)
+    check_names(config.engine_args, set(type(config).model_fields), known)
     wanted = {
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_num_seqs,
@@ -172,7 +184,17 @@ def _engine_args(config: VllmConfig, files: ModelFiles, *, on_cpu: bool) -> Any:
     )
 
 
-def _check_names(engine_args: dict[str, Any], ours: set[str], known: set[str]) -> None:
+def check_names(engine_args: dict[str, Any], ours: set[str], known: set[str]) -> None:
+    """Refuse engine arguments that vLLM does not know, that the config has itself, or that are not to be set.
+
+    Args:
+        engine_args: from the config.
+        ours: names of the config's own fields.
+        known: names of vLLM's arguments.
+
+    Raises:
+        EngineFailed: naming the argument.
+    """
     for name in engine_args:
         if name in ours & known:
             raise EngineFailed(f"engine_args.{name}: set it as {name} of the engine's config")

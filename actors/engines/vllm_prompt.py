@@ -7,7 +7,9 @@ can be named.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from actors.errors import ContextLengthExceeded, InvalidRequest
@@ -86,6 +88,8 @@ async def _render_chat(llm: Any, request: GenerationRequest, messages: tuple[Mes
     from vllm.renderers.chat_utils import ChatTemplateResolutionError
 
     tools = [as_openai(tool) for tool in request.tools] or None
+    special = tuple(llm.get_tokenizer().all_special_tokens)
+    conversation = [_as_dict(message, special) for message in messages]
     params = ChatParams(
         chat_template_kwargs={"add_generation_prompt": True, "continue_final_message": False, "tools": tools},
         tool_choice=request.tool_choice.mode if tools else None,
@@ -147,9 +151,30 @@ def _clean(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def _as_dict(message: Message) -> dict[str, Any]:
+def defused(text: str, special_tokens: tuple[str, ...]) -> str:
+    """The text with a zero-width space inside every special token that it spells out.
+
+    Tokenizers read such a spelling as the token itself, wherever it stands: a document that says `<|im_end|>`
+    would end the user's message and could go on as the system.
+
+    Args:
+        text: content of a message.
+        special_tokens: of the model's tokenizer.
+    """
+    pattern = _any_of(special_tokens)
+    return pattern.sub(lambda found: found[0][:1] + "\u200b" + found[0][1:], text) if pattern else text
+
+
+@lru_cache(maxsize=8)
+def _any_of(special_tokens: tuple[str, ...]) -> re.Pattern[str] | None:
+    longest_first = sorted(filter(None, special_tokens), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def _as_dict(message: Message, special_tokens: tuple[str, ...]) -> dict[str, Any]:
     """A message as OpenAI writes it, the form that vLLM and chat templates know."""
-    out: dict[str, Any] = {"role": message.role, "content": _clean(message.content)}
+    content = defused(_clean(message.content), special_tokens)
+    out: dict[str, Any] = {"role": message.role, "content": content}
     if message.name:
         out["name"] = message.name
     if message.tool_call_id:

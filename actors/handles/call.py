@@ -8,14 +8,17 @@ travels on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Any, NoReturn
+import contextvars
+from collections.abc import Awaitable, Coroutine
+from typing import Any, NoReturn, TypeVar
 
 from ray import exceptions as ray_errors
 from ray import serve
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 
 from actors.errors import DeadlineExceeded, ReplicaGone, ShoalError, Unavailable
+
+T = TypeVar("T")
 
 # A replica that died, is unreachable or was cancelled under the call: the caller may try elsewhere.
 _GONE = (
@@ -49,9 +52,53 @@ async def result(response: Awaitable[Any], *, timeout_s: float, what: str) -> An
     except TimeoutError:
         raise DeadlineExceeded(f"no answer from the {what} within {timeout_s:g} s") from None
     except asyncio.CancelledError:
-        raise
+        if cancelled():
+            raise
+        raise ReplicaGone(f"the {what} cancelled the call") from None
     except Exception as error:
         raise_ours(error, what)
+
+
+async def taken(response: Any, *, within_s: float, what: str) -> None:
+    """Return once a replica has the call: while there is none, Serve's router would hold it without a bound.
+
+    Args:
+        response: what `.remote()` returned; `result` then waits for its answer.
+        within_s: the longest wait; then the call is cancelled.
+        what: the stage's name for messages.
+
+    Raises:
+        Unavailable: no replica took it.
+    """
+    try:
+        async with asyncio.timeout(within_s):
+            await response._fetch_future_result_async()  # noqa: SLF001  the public way waits for the answer too
+    except TimeoutError:
+        raise Unavailable(f"the {what} is not available", retry_after_s=1.0) from None
+    except asyncio.CancelledError:
+        if cancelled():
+            raise
+        raise ReplicaGone(f"the {what} cancelled the call") from None
+    except Exception as error:
+        raise_ours(error, what)
+
+
+def cancelled() -> bool:
+    """Was the current task cancelled, or does a `CancelledError` come from the other end of a call?
+
+    Serve raises one when the callee or the connection cancelled the call, which is a failure like any other.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def detached(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """A task that belongs to no request, for connections that many requests share.
+
+    Serve takes every call made in a request's context for a child of that request and cancels it when the
+    request's client leaves; a shared connection would break for everybody when its first user leaves.
+    """
+    return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
 
 
 def deployment_handle(deployment: str, app_name: str) -> Any:

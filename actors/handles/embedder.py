@@ -14,7 +14,7 @@ from typing import Any
 
 from actors.engines.embedding import EmbeddingKind, EmbeddingModelInfo
 from actors.errors import InvalidRequest, ShoalError
-from actors.handles.call import deployment_handle, result
+from actors.handles.call import deployment_handle, result, taken
 from actors.types import Embeddings
 
 EMBEDDER_DEPLOYMENT = "Embedder"
@@ -23,6 +23,7 @@ _PART_INPUTS = 64
 _PARTS_AT_ONCE = 4
 _INPUT_BYTES = 1_000_000
 _BYTES_PER_ID = 5
+_REPLICA_WAIT_S = 2.0  # for a replica to take a call; without one it takes none at all, with one milliseconds
 _PLACE = re.compile(r"^input\[(\d+)\]$")
 
 Inputs = Sequence[str] | Sequence[Sequence[int]]
@@ -70,6 +71,8 @@ class EmbedderClient:
                 call = self._method("embed").remote(inputs[part], kind, dimensions=dimensions, pool=pool)
                 left_s = max(deadline - time.monotonic(), 0.001)
                 try:
+                    await taken(call, within_s=min(left_s, _REPLICA_WAIT_S), what="embedder")
+                    left_s = max(deadline - time.monotonic(), 0.001)
                     found: Embeddings = await result(call, timeout_s=left_s, what="embedder")
                 except InvalidRequest as error:
                     raise _moved(error, part.start) from None

@@ -11,8 +11,12 @@ from typing import Any
 
 import msgspec
 
+from actors.errors import InvalidRequest, PayloadTooLarge
 from actors.policies.dispatch import Outcome
 from actors.types import GenerationRequest, Grant, ModelCard, Ticket, TokenDelta
+
+# Serve's gRPC refuses messages above 4 MiB. A frame is cut at this, so one request may be as large.
+MOST_FRAME_BYTES = 3 << 20
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
@@ -52,7 +56,7 @@ class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):
     """Gateway → replica: generate; `stream` names it on this gateway's bus."""
 
     stream: int
-    request: GenerationRequest
+    request: msgspec.Raw  # `encode_request`: one that cannot be sent fails alone, not with its whole frame
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
@@ -94,5 +98,39 @@ encode = msgspec.msgpack.Encoder().encode
 decode_queue_commands = msgspec.msgpack.Decoder(list[QueueCommand]).decode
 decode_queue_events = msgspec.msgpack.Decoder(list[QueueEvent]).decode
 decode_replica_commands = msgspec.msgpack.Decoder(list[ReplicaCommand]).decode
+decode_request = msgspec.msgpack.Decoder(GenerationRequest).decode
 decode_stream_events = msgspec.msgpack.Decoder(list[StreamEvent]).decode
 decode_report = msgspec.msgpack.Decoder(Report).decode
+
+
+def encode_request(request: GenerationRequest) -> msgspec.Raw:
+    """The request as `Start` carries it.
+
+    Raises:
+        InvalidRequest: it holds a value that msgpack has no form for.
+        PayloadTooLarge: it does not fit a frame.
+    """
+    try:
+        encoded = encode(request)
+    except (OverflowError, UnicodeEncodeError, TypeError, RecursionError) as error:
+        raise InvalidRequest(f"the request holds a value that cannot be passed to a model: {error}") from None
+    if len(encoded) > MOST_FRAME_BYTES:
+        raise PayloadTooLarge(
+            f"the request has {len(encoded)} bytes; at most {MOST_FRAME_BYTES} can be passed to a model"
+        )
+    return msgspec.Raw(encoded)
+
+
+def frames_of(commands: list[ReplicaCommand]) -> list[tuple[list[ReplicaCommand], bytes]]:
+    """The commands in order, in as few frames as their size allows, each beside what it holds."""
+    frames: list[tuple[list[ReplicaCommand], bytes]] = []
+    part: list[ReplicaCommand] = []
+    size = 0
+    for command in commands:
+        bytes_ = len(memoryview(command.request)) if isinstance(command, Start) else 0
+        if part and size + bytes_ > MOST_FRAME_BYTES:
+            frames.append((part, encode(part)))
+            part, size = [], 0
+        part.append(command)
+        size += bytes_
+    return [*frames, (part, encode(part))]

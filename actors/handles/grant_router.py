@@ -21,6 +21,7 @@ from ray.serve._private.request_router.request_router import RequestRouter
 # A replica registers its credit before every gateway's router has heard of it: usually by less than 2 s, more on
 # a machine whose controller is busy.
 _UNKNOWN_REPLICA_WAIT_S = 8.0
+_MOST_ROUTING_TASKS = 1000
 
 
 class GrantRouter(RequestRouter):
@@ -34,6 +35,9 @@ class GrantRouter(RequestRouter):
         """One rank with the named replica, or all of them when none is named."""
         if pending_request is None:
             return [candidate_replicas]
+        # It failed here before: the base class only sees that when it is given something.
+        if pending_request.future.done():
+            return [candidate_replicas]
         # Without this the base class spins instead of backing off.
         pending_request.routing_context.should_backoff = True
         wanted = pending_request.kwargs.get("replica")
@@ -42,10 +46,18 @@ class GrantRouter(RequestRouter):
         named = [r for r in candidate_replicas if r.replica_id.unique_id == wanted]
         if named:
             return [named]
-        known_before = wanted in getattr(self, "_ids_seen", ())
-        if known_before or time.time() - pending_request.created_at > _UNKNOWN_REPLICA_WAIT_S:
+        from actors.handles.replica_directory import DIRECTORY
+
+        left = DIRECTORY.has_left(self._deployment_id.app_name, wanted)
+        if left or time.time() - pending_request.created_at > _UNKNOWN_REPLICA_WAIT_S:
             self._fail(pending_request)
+            return [candidate_replicas]  # see above: with nothing, its routing task would turn for ever
         return []
+
+    @property
+    def max_num_routing_tasks(self) -> int:
+        """One per call, where the base class allows two per replica: those for a new replica wait, others must not."""
+        return _MOST_ROUTING_TASKS
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Remember who was ever here (gone is different from not yet known) and tell the directory."""
@@ -61,8 +73,6 @@ class GrantRouter(RequestRouter):
         from actors.handles.replica_directory import DIRECTORY
 
         ids = frozenset(replica_id.unique_id for replica_id in self._replica_id_set)
-        seen: set[str] = getattr(self, "_ids_seen", set())
-        self._ids_seen = seen | ids
         DIRECTORY.update(self._deployment_id.app_name, ids)
 
     @staticmethod

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from actors.errors import ReplicaGone, ShoalError, from_wire
 from actors.handles import frames
-from actors.handles.call import deployment_handle, ours, result
+from actors.handles.call import deployment_handle, detached, ours, result
 from actors.handles.outbox import Coalescer
 from actors.handles.replica_directory import DIRECTORY
 from actors.handles.token_stream import TokenStream
@@ -58,42 +58,50 @@ class Bus:
         self._commands: Coalescer[frames.ReplicaCommand] = Coalescer(self._send)
         self._opened = asyncio.Event()
         self.broken: ShoalError | None = None
-        self._reader = asyncio.get_running_loop().create_task(self._read())
+        self.closed_idle = False  # by us; says nothing of the replica
+        self._reader = detached(self._read())
 
     async def start(self, request: GenerationRequest, on_end: OnEnd) -> RunningStream:
         """Start a request on the replica.
 
         Raises:
-            ReplicaGone: the bus cannot be opened.
+            ReplicaGone: the bus cannot be opened, or its replica takes nothing new.
+            InvalidRequest, PayloadTooLarge: the request cannot be sent.
         """
+        encoded = frames.encode_request(request)
         if not self._opened.is_set():
             try:
                 async with asyncio.timeout(_OPEN_TIMEOUT_S):
                     await self._opened.wait()
             except TimeoutError:
+                self._reader.cancel()  # the next one tries a new bus
                 raise ReplicaGone("the replica's bus did not open in time") from None
         if self.broken is not None:
             raise self.broken
+        if self._draining():
+            raise ReplicaGone("the replica has left and finishes what it runs")
         number = next(self._numbers)
         stream = self._streams[number] = TokenStream(on_end)
-        self._commands.put(frames.Start(number, request))
+        self._commands.put(frames.Start(number, encoded))
         return RunningStream(self, number, stream)
 
     def drop(self, number: int) -> None:
         """Cancel a stream that has not ended, down to the engine."""
-        stream = self._streams.pop(number, None)
+        stream = self._forget(number)
         if stream is not None and not stream.ended:
             self._commands.put(frames.Abort(number))
 
     def close_if_idle(self) -> None:
         """Close once nothing runs on it."""
         if not self._streams:
+            self.closed_idle = True
             self._reader.cancel()
 
     async def _read(self) -> None:
-        response = self._bus_handle.remote(self._connection, replica=self.replica_id)
+        response: Any = None
         error: ShoalError = ReplicaGone("the replica closed its bus")
         try:
+            response = self._bus_handle.remote(self._connection, replica=self.replica_id)
             async for frame in response:
                 self._opened.set()
                 for event in frames.decode_stream_events(frame):
@@ -101,7 +109,8 @@ class Bus:
         except Exception as caught:  # whatever broke it, the replica cannot be used over this bus
             error = ReplicaGone(ours(caught, "replica").message)
         finally:
-            response.cancel()
+            if response is not None:
+                response.cancel()
             self._close(error)
 
     def _deliver(self, event: frames.StreamEvent) -> None:
@@ -113,10 +122,17 @@ class Bus:
         if event.error is not None:
             stream.end(from_wire(event.error))
         if stream.ended:
-            del self._streams[event.stream]
-            # A replica that has left the router waits for its last bus to close.
-            if not self._streams and not DIRECTORY.knows(self._app_name, self.replica_id):
-                self.close_if_idle()
+            self._forget(event.stream)
+
+    def _forget(self, number: int) -> TokenStream | None:
+        """Take a stream off the bus. A replica that has left the router waits for its last bus to close."""
+        stream = self._streams.pop(number, None)
+        if not self._streams and self._draining():
+            self.close_if_idle()
+        return stream
+
+    def _draining(self) -> bool:
+        return DIRECTORY.has_left(self._app_name, self.replica_id)
 
     def _close(self, error: ShoalError) -> None:
         self.broken = error
@@ -127,16 +143,20 @@ class Bus:
             stream.end(error)
 
     async def _send(self, commands: list[frames.ReplicaCommand]) -> None:
-        call = self._send_handle.remote(self._connection, frames.encode(commands), replica=self.replica_id)
+        await asyncio.gather(*(self._send_frame(part, frame) for part, frame in frames.frames_of(commands)))
+
+    async def _send_frame(self, commands: list[frames.ReplicaCommand], frame: bytes) -> None:
         try:
+            call = self._send_handle.remote(self._connection, frame, replica=self.replica_id)
             await result(call, timeout_s=_SEND_TIMEOUT_S, what="replica")
-        except ShoalError as error:
-            _log.warning("bus_send_failed", replica=self.replica_id, reason=error.message)
+        except Exception as error:  # whatever it was, those who wait must hear of it
+            _log.warning("bus_send_failed", replica=self.replica_id, reason=ours(error, "replica").message)
             gone = ReplicaGone("the replica could not be reached")
             for command in commands:  # only these are lost; others run on, over the open bus
-                stream = self._streams.pop(command.stream, None)
+                stream = self._forget(command.stream)
                 if stream is not None:
                     stream.end(gone)
+                    self._commands.put(frames.Abort(command.stream))  # it may have arrived all the same
 
 
 class RunningStream:
@@ -184,7 +204,12 @@ class ReplicaPool:
         bus = self._buses.get(replica_id)
         if bus is None:
             bus = self._open(replica_id)
-        return await bus.start(request, on_end)
+        try:
+            return await bus.start(request, on_end)
+        except ReplicaGone:
+            if DIRECTORY.has_left(self._app_name, replica_id):
+                self._owner.replica_draining(replica_id)  # its queue, new perhaps, has not heard of it
+            raise
 
     def close(self) -> None:
         """Close every idle bus, saying nothing of their replicas: this gateway leaves, not they."""
@@ -209,5 +234,5 @@ class ReplicaPool:
     def _closed(self, bus: Bus) -> None:
         if self._buses.get(bus.replica_id) is bus:
             del self._buses[bus.replica_id]
-        if not self._closing:
+        if not self._closing and not bus.closed_idle:
             self._owner.replica_lost(bus.replica_id)

@@ -34,6 +34,9 @@ class Admission:
     prompt_tokens: int
     predicted_output_tokens: int  # per choice
     timeout_s: float  # for everything, the last token included
+    whole: bool = (
+        False  # the answer is wanted when it is complete: until then another replica can begin again
+    )
 
 
 class ModelStream:
@@ -43,12 +46,14 @@ class ModelStream:
         request_id: of the request.
         passages: what the answer was given as context, best first; set by the gateway.
         headers: response headers that belong to the answer; set by the gateway.
+        ttft_s: time to the first delta, on the request's clock.
     """
 
     def __init__(self, request_id: str, clock: StageClock, on_settled: OnSettled) -> None:
         self.request_id = request_id
         self.passages: Sequence[Passage] = ()
         self.headers: dict[str, str] = {}
+        self.ttft_s = 0.0
         self._clock = clock
         self._on_settled = on_settled
         self._running: RunningStream | None = None
@@ -78,13 +83,19 @@ class ModelStream:
         """Cancel what still runs. Safe to call twice and after the end."""
         self._stop(ClientClosed("the client left"))
 
+    def began(self) -> None:
+        """The first delta of an attempt has come."""
+        self.ttft_s = self._clock.elapsed_s()
+        self._clock.enter("decode")
+
     def attach(self, running: RunningStream, expires_at: float) -> None:
-        """Begin: the first delta is at hand. `expires_at` is in the loop's time."""
+        """Begin: what its reader waits for is at hand. `expires_at` is in the loop's time."""
         self._running = running
+        if running.tokens.ended:
+            return
         loop = asyncio.get_running_loop()
         late = DeadlineExceeded("the deadline passed in the middle of the answer")
         self._expiry = loop.call_at(expires_at, self._stop, late)
-        self._clock.enter("decode")
 
     def settle(self, usage: Usage | None) -> None:
         """The engine is done with it, or never began: pay what was used, once."""
@@ -135,7 +146,7 @@ class ModelClient:
         clock: StageClock,
         on_settled: OnSettled,
     ) -> ModelStream:
-        """Queue, start and wait for the first delta.
+        """Queue, start and wait for the first delta, or for the last one of an answer that is wanted whole.
 
         Args:
             request: what to generate.
@@ -172,11 +183,12 @@ class ModelClient:
                 waited_s=waited_s,
                 attempt=attempt,
                 sequences=request.sampling.n,
+                returning=attempt > 1,
             )
             grant = await self._queue.acquire(ticket)
             clock.enter("prefill")
             try:
-                running = await self._start(grant, request, stream, last=attempt == _ATTEMPTS)
+                running = await self._start(grant, request, stream, expires_at, whole=admission.whole)
             except (ReplicaGone, EngineFailed) as error:
                 if attempt == _ATTEMPTS:
                     raise
@@ -188,30 +200,36 @@ class ModelClient:
         raise AssertionError("the last attempt returns or raises")
 
     async def _start(
-        self, grant: Grant, request: GenerationRequest, stream: ModelStream, *, last: bool
+        self,
+        grant: Grant,
+        request: GenerationRequest,
+        stream: ModelStream,
+        expires_at: float,
+        *,
+        whole: bool,
     ) -> RunningStream:
-        """Run on the granted replica until its first delta; frees the grant whatever happens."""
+        """Run on the granted replica until the reader can have it; frees the grant whatever happens."""
         begun = False
 
         def on_end(error: ShoalError | None) -> None:
             if isinstance(error, EngineFailed):
                 self._queue.gone(grant.replica_id)  # its bus is open, but nothing more runs there
-            # Before the first delta another attempt may follow; then this one's outcome is told below.
+            # Before that another attempt may follow; then this one's outcome is told below.
             if begun or error is None:
                 self._queue.end(grant.request_id, _outcome(error))
                 stream.settle(running.tokens.usage)
 
         outcome: Outcome = "cancelled"
         try:
-            running = await self._pool.start(grant.replica_id, request, on_end)
-            try:
-                await running.tokens.wait()
-            except BaseException:
-                running.cancel()
-                raise
+            async with asyncio.timeout_at(expires_at):
+                running = await self._pool.start(grant.replica_id, request, on_end)
+                await _ready(running, stream, whole=whole)
             begun = True
+        except TimeoutError:
+            outcome = "expired"
+            raise DeadlineExceeded("the deadline passed before the answer was there") from None
         except (ReplicaGone, EngineFailed):
-            outcome = "failed" if last else "retried"
+            outcome = "failed" if grant.attempt == _ATTEMPTS else "retried"
             raise
         except ShoalError as error:
             outcome = _outcome(error)
@@ -234,6 +252,20 @@ class ModelClient:
         """End the connections."""
         self._pool.close()
         await self._queue.close()
+
+
+async def _ready(running: RunningStream, stream: ModelStream, *, whole: bool) -> None:
+    """Wait until the reader can have it; whatever else comes stops the request in the engine."""
+    try:
+        await running.tokens.wait()
+        stream.began()
+        if whole:
+            await running.tokens.wait_for_end()
+        if running.tokens.error is not None:  # nobody has seen any of it
+            raise running.tokens.error  # noqa: TRY301  whatever it is, the engine is to stop
+    except BaseException:
+        running.cancel()
+        raise
 
 
 def _outcome(error: ShoalError | None) -> Outcome:

@@ -16,11 +16,13 @@ from ray.serve.schema import ApplicationStatus
 
 from actors import telemetry
 from actors.errors import ModelNotFound
+from actors.handles.call import detached
 from actors.handles.model import ModelClient
 from actors.handles.queue import QUEUE_DEPLOYMENT
 from actors.types import ModelCard
 
 _REFRESH_S = 5.0
+_REFRESH_TIMEOUT_S = 5.0
 _REFRESH_ON_MISS_S = 0.5  # an unknown name asks again, but not more often than this
 _log = telemetry.logger("model_directory")
 
@@ -60,7 +62,7 @@ class ModelDirectory:
         if name not in self._deployed:
             await self._refresh(_REFRESH_ON_MISS_S)
         elif time.monotonic() - self._refreshed_at > _REFRESH_S:
-            await self._refresh(_REFRESH_S)
+            self._look(_REFRESH_S)  # beside the request: a controller that is slow or away holds nobody up
         if name not in self._deployed:
             known = ", ".join(sorted(self._deployed)) or "none"
             raise ModelNotFound(f"the model {name!r} does not exist; available: {known}", param="model")
@@ -97,15 +99,19 @@ class ModelDirectory:
 
     def _queue_lost(self) -> None:
         """Look whether the model was removed: those who wait for it must not wait until their deadline."""
+        self._look(_REFRESH_ON_MISS_S)
+
+    def _look(self, older_than_s: float) -> None:
         if self._looking is None or self._looking.done():
-            self._looking = asyncio.get_running_loop().create_task(self._refresh(_REFRESH_ON_MISS_S))
+            self._looking = detached(self._refresh(older_than_s))
 
     async def _refresh(self, older_than_s: float) -> None:
         async with self._refreshing:
             if time.monotonic() - self._refreshed_at < older_than_s:
                 return
             try:
-                found = await asyncio.to_thread(_applications)
+                async with asyncio.timeout(_REFRESH_TIMEOUT_S):
+                    found = await asyncio.to_thread(_applications)
             except Exception as error:  # the controller is away: the last answer stays good
                 _log.warning("controller_unreachable", error=type(error).__name__)
             else:
@@ -114,14 +120,17 @@ class ModelDirectory:
             self._refreshed_at = time.monotonic()
 
     async def _replace(self, deployed: dict[str, Application]) -> None:
-        for name in set(self._deployed) - set(deployed):
+        before, self._deployed = (
+            self._deployed,
+            deployed,
+        )  # first: no client of a removed one is made any more
+        for name in set(before) - set(deployed):
             client = self._clients.pop(name, None)
             if client is not None:
                 await client.close()
             _log.info("model_removed", model=name)
-        for name in set(deployed) - set(self._deployed):
+        for name in set(deployed) - set(before):
             _log.info("model_found", model=name)
-        self._deployed = deployed
 
 
 def _applications() -> list[Application]:

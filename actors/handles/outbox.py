@@ -8,8 +8,14 @@ frames grow by themselves, alone an item leaves at once.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Generic, TypeVar
+
+from actors.telemetry import logger
+
+_MOST_ITEMS = 1024  # in one list: a frame must stay below gRPC's 4 MB, also after the reader was held up
+_log = logger("outbox")
 
 Item = TypeVar("Item")
 
@@ -30,13 +36,19 @@ class Coalescer(Generic[Item]):
         """Add an item to the list that leaves at the end of this tick."""
         self._items.append(item)
         if len(self._items) == 1:
-            asyncio.get_running_loop().call_soon(self._flush)
+            # The list is everybody's: it must not leave in the context of the request that was first (`detached`).
+            asyncio.get_running_loop().call_soon(self._flush, context=contextvars.Context())
 
     def _flush(self) -> None:
         items, self._items = self._items, []
         task = asyncio.get_running_loop().create_task(self._send(items))
         self._tasks.add(task)  # the loop keeps only weak references
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._sent)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("send_broke", error=repr(error))
 
 
 class Outbox(Generic[Item]):
@@ -64,7 +76,7 @@ class Outbox(Generic[Item]):
             await asyncio.sleep(0)  # let the rest of this tick (one engine step) join the frame
             self._filled.clear()
             items, self._items = self._items, []
-            if items:
-                yield items
+            for start in range(0, len(items), _MOST_ITEMS):
+                yield items[start : start + _MOST_ITEMS]
             if self._closed and not self._items:
                 return

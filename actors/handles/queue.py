@@ -12,13 +12,13 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from actors.errors import DeadlineExceeded, ShoalError, Unavailable, from_wire
 from actors.handles import frames
-from actors.handles.call import deployment_handle, ours, result
+from actors.handles.call import cancelled, deployment_handle, detached, ours, result
 from actors.handles.outbox import Coalescer
 from actors.policies.dispatch import Outcome
 from actors.telemetry import logger
@@ -26,6 +26,7 @@ from actors.types import Grant, ModelCard, Ticket
 
 QUEUE_DEPLOYMENT = "BatchingQueue"
 _SEND_TIMEOUT_S = 5.0
+_HELLO_TIMEOUT_S = 10.0
 _RECONNECT_S = (0.05, 1.0)  # first and longest pause between attempts to reach the queue
 _log = logger("queue_client")
 
@@ -35,14 +36,16 @@ class _Pending:
     ticket: Ticket
     sent_at: float  # monotonic
     answer: asyncio.Future[Grant]
+    submitted: bool = False
 
     def again(self, now: float) -> Ticket:
-        """The ticket as it is to be submitted after a lost connection."""
+        """The ticket as it is to be submitted over a new connection."""
         passed_s = now - self.sent_at
         return replace(
             self.ticket,
             timeout_s=max(self.ticket.timeout_s - passed_s, 0.0),
             waited_s=self.ticket.waited_s + passed_s,
+            returning=self.ticket.returning or self.submitted,
         )
 
 
@@ -64,22 +67,27 @@ class QueueClient:
         self._pending: dict[str, _Pending] = {}
         self._commands: Coalescer[frames.QueueCommand] = Coalescer(self._send)
         self._runner: asyncio.Task[None] | None = None
-        self._handle: Any = None
+        self._grants_handle: Any = None
+        self._send_handle: Any = None
         self._card_known = asyncio.Event()
+        self._closed = False
         self.card: ModelCard | None = None
 
     async def acquire(self, ticket: Ticket) -> Grant:
         """Wait in line for a slot. Cancelling gives the place up.
 
         Raises:
+            Unavailable: the model was removed.
             Overloaded: refused at once, with a computed Retry-After.
             DeadlineExceeded: the deadline passed while waiting.
         """
+        if self._closed:
+            raise _removed()
         self._ensure_connected()
         answer: asyncio.Future[Grant] = asyncio.get_running_loop().create_future()
-        self._pending[ticket.request_id] = _Pending(ticket, time.monotonic(), answer)
+        pending = self._pending[ticket.request_id] = _Pending(ticket, time.monotonic(), answer)
         if self._connection is not None:
-            self._commands.put(frames.Submit(ticket))
+            self._submit(pending, ticket)
         outcome: Outcome | None = "cancelled"
         try:
             async with asyncio.timeout(ticket.timeout_s):
@@ -109,7 +117,8 @@ class QueueClient:
 
     async def wait_for_card(self, timeout_s: float) -> ModelCard | None:
         """The model's card once any replica has registered; None if that takes longer."""
-        self._ensure_connected()
+        if not self._closed:
+            self._ensure_connected()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._card_known.wait()
@@ -117,17 +126,18 @@ class QueueClient:
 
     async def close(self) -> None:
         """End the connection: the queue forgets this gateway's tickets, and those who wait are told."""
+        self._closed = True
         if self._runner is not None:
             self._runner.cancel()
             await asyncio.gather(self._runner, return_exceptions=True)
             self._runner = None
         for pending in self._pending.values():
             if not pending.answer.done():
-                pending.answer.set_exception(Unavailable("the model was removed", retry_after_s=1.0))
+                pending.answer.set_exception(_removed())
 
     def _ensure_connected(self) -> None:
         if self._runner is None or self._runner.done():
-            self._runner = asyncio.get_running_loop().create_task(self._run())
+            self._runner = detached(self._run())
 
     async def _run(self) -> None:
         """Keep one connection open; every new one submits the waiting tickets again."""
@@ -135,29 +145,39 @@ class QueueClient:
         while True:
             connection = f"{self._gateway_id}/{next(self._connections)}"
             try:
-                async for events in self._events(connection):
-                    if self._connection is None:
-                        self._connected(connection)
-                        pause_s = _RECONNECT_S[0]
-                    for event in events:
-                        self._apply(event)
+                async with contextlib.aclosing(self._events(connection)) as frames_:
+                    async for events in frames_:
+                        if self._connection is None:
+                            self._connected(connection)
+                            pause_s = _RECONNECT_S[0]
+                        for event in events:
+                            self._apply(event)
+                reason = "it closed the connection"
+            except asyncio.CancelledError:
+                if cancelled():
+                    raise
+                reason = "it cancelled the connection"
             except Exception as error:  # whatever ended it, the answer is to connect again
-                _log.info("queue_lost", app=self._app_name, reason=ours(error, "queue").message)
-                self._on_lost()
+                reason = ours(error, "queue").message
             finally:
-                self._connection = None
+                if self._connection == connection:
+                    self._connection = None
+            _log.info("queue_lost", app=self._app_name, reason=reason)
+            self._on_lost()
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, _RECONNECT_S[1])
 
-    async def _events(self, connection: str) -> AsyncIterator[list[frames.QueueEvent]]:
-        if self._handle is None:
-            self._handle = deployment_handle(QUEUE_DEPLOYMENT, self._app_name)
-        stream = self._handle.options(stream=True, method_name="grants", _by_reference=False).remote(
-            connection
-        )
+    async def _events(self, connection: str) -> AsyncGenerator[list[frames.QueueEvent], None]:
+        if self._grants_handle is None:
+            handle = deployment_handle(QUEUE_DEPLOYMENT, self._app_name)
+            self._grants_handle = handle.options(stream=True, method_name="grants", _by_reference=False)
+            self._send_handle = handle.options(method_name="send", _by_reference=False)
+        stream = self._grants_handle.remote(connection)
         try:
-            async for frame in stream:
-                yield frames.decode_queue_events(frame)
+            async with asyncio.timeout(_HELLO_TIMEOUT_S) as until_hello:
+                async for frame in stream:
+                    until_hello.reschedule(None)
+                    yield frames.decode_queue_events(frame)
         finally:
             stream.cancel()
 
@@ -165,7 +185,13 @@ class QueueClient:
         self._connection = connection
         now = time.monotonic()
         for pending in self._pending.values():
-            self._commands.put(frames.Submit(pending.again(now)))
+            if pending.answer.done():
+                continue  # its caller wakes in this tick
+            self._submit(pending, pending.again(now))
+
+    def _submit(self, pending: _Pending, ticket: Ticket) -> None:
+        self._commands.put(frames.Submit(ticket))
+        pending.submitted = True
 
     def _apply(self, event: frames.QueueEvent) -> None:
         if isinstance(event, frames.Hello):
@@ -188,12 +214,10 @@ class QueueClient:
         if connection is None:
             return  # tickets are submitted again by the next connection; the rest died with this one
         try:
-            call = self._handle.options(method_name="send", _by_reference=False).remote(
-                connection, frames.encode(commands)
-            )
+            call = self._send_handle.remote(connection, frames.encode(commands))
             await result(call, timeout_s=_SEND_TIMEOUT_S, what="queue")
-        except ShoalError as error:
-            _log.warning("queue_send_failed", app=self._app_name, reason=error.message)
+        except Exception as error:  # whatever it was, commands were lost
+            _log.warning("queue_send_failed", app=self._app_name, reason=ours(error, "queue").message)
             self._reconnect(connection)
 
     def _reconnect(self, connection: str) -> None:
@@ -201,7 +225,11 @@ class QueueClient:
         if self._connection == connection and self._runner is not None:
             self._runner.cancel()
             self._connection = None
-            self._runner = asyncio.get_running_loop().create_task(self._run())
+            self._runner = detached(self._run())
+
+
+def _removed() -> Unavailable:
+    return Unavailable("the model was removed", retry_after_s=1.0)
 
 
 class QueueReporter:
@@ -222,5 +250,5 @@ class QueueReporter:
             self._handle = handle.options(method_name="report", _by_reference=False)
         try:
             await result(self._handle.remote(frames.encode(report)), timeout_s=_SEND_TIMEOUT_S, what="queue")
-        except ShoalError as error:
-            raise Unavailable("the queue cannot be reached") from error
+        except Exception as error:
+            raise Unavailable(f"the queue cannot be reached: {ours(error, 'queue').message}") from error

@@ -20,12 +20,14 @@ class ReplicaDirectory:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._ids: dict[str, frozenset[str]] = {}
+        self._seen: dict[str, set[str]] = {}
         self._listeners: dict[str, list[tuple[asyncio.AbstractEventLoop, Listener]]] = {}
 
     def update(self, app_name: str, replica_ids: frozenset[str]) -> None:
         """Set the replicas an application has now and tell its listeners, each on its own loop."""
         with self._lock:
             self._ids[app_name] = replica_ids
+            self._seen.setdefault(app_name, set()).update(replica_ids)
             listeners = list(self._listeners.get(app_name, ()))
         for loop, listener in listeners:
             if not loop.is_closed():
@@ -36,10 +38,11 @@ class ReplicaDirectory:
         with self._lock:
             self._listeners.setdefault(app_name, []).append((asyncio.get_running_loop(), listener))
 
-    def knows(self, app_name: str, replica_id: str) -> bool:
-        """Does the application have this replica, as far as its router has heard?"""
+    def has_left(self, app_name: str, replica_id: str) -> bool:
+        """Was this replica in the application's router, and is not any more? One not yet heard of has not left."""
         with self._lock:
-            return replica_id in self._ids.get(app_name, frozenset())
+            here, seen = self._ids.get(app_name, frozenset()), self._seen.get(app_name, set())
+            return replica_id in seen and replica_id not in here
 
 
 DIRECTORY = ReplicaDirectory()

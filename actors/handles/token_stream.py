@@ -27,6 +27,7 @@ class TokenStream:
         self._error: ShoalError | None = None
         self._on_end = on_end
         self._wake: asyncio.Future[None] | None = None
+        self._finished: asyncio.Future[None] | None = None
         self.ended = False  # the engine has finished or failed
         self.usage: Usage | None = None  # known at the end of a good answer
 
@@ -48,6 +49,13 @@ class TokenStream:
         self._error = error
         self._on_end(error)
         self._notify()
+        if self._finished is not None and not self._finished.done():
+            self._finished.set_result(None)
+
+    @property
+    def error(self) -> ShoalError | None:
+        """Why it ended, once it has; None for a good end."""
+        return self._error
 
     async def wait(self) -> None:
         """Return when a delta can be read.
@@ -62,6 +70,12 @@ class TokenStream:
                 return
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
+
+    async def wait_for_end(self) -> None:
+        """Return when the engine is done with it; what has come can be read then."""
+        if not self.ended:
+            self._finished = asyncio.get_running_loop().create_future()
+            await self._finished
 
     def take_ready(self) -> list[TokenDelta]:
         """Everything that has arrived and was not read, without waiting."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from actors.errors import Overloaded
 from actors.types import Ticket
 
 _SMOOTHING = 0.1  # weight of the newest observation in the moving averages
@@ -78,3 +79,28 @@ def retry_after_s(*, predicted_s: float, allowed_s: float, jitter: float) -> flo
         jitter: uniform in [0, 1).
     """
     return max(predicted_s - max(allowed_s, 0.0), _MIN_RETRY_AFTER_S) * (1.0 + _JITTER * jitter)
+
+
+def refusal(
+    ticket: Ticket, *, predicted_s: float, service_s: float, full: bool, jitter: float
+) -> Overloaded | None:
+    """Why a ticket is refused at once; None: it is let in.
+
+    One that was let in before and comes back after a fault has its place, whatever is predicted now.
+
+    Args:
+        ticket: the ticket.
+        predicted_s: its predicted wait.
+        service_s: its expected time on the engine.
+        full: the line is at its memory bound.
+        jitter: uniform in [0, 1).
+    """
+    allowed_s = ticket.timeout_s - service_s
+    if not full and (ticket.returning or predicted_s == 0.0 or predicted_s <= allowed_s):
+        return None
+    wait_s = retry_after_s(predicted_s=predicted_s, allowed_s=allowed_s, jitter=jitter)
+    return Overloaded(
+        f"overloaded: the predicted wait is {predicted_s:.1f} s and the request's deadline "
+        f"{ticket.timeout_s:.1f} s away; retry in {wait_s:.0f} s",
+        retry_after_s=wait_s,
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from actors.types import Ticket
+from actors.types import Grant, Ticket
 
 REPORT_GRACE_S = 5.0  # a grant may be under way this long before its replica must list it as running
 
@@ -20,6 +20,7 @@ class Held:
     ticket: Ticket
     gateway_id: str
     granted_at: float
+    grant: Grant | None = None  # None: adopted, it runs there without a grant of this queue
 
 
 @dataclass(slots=True)
@@ -38,7 +39,7 @@ class ReplicaCredit:
     held: dict[str, Held] = field(default_factory=dict)
     sequences: int = 0
     tokens: int = 0
-    draining: bool = False  # finishes what it holds and gets nothing new
+    draining: bool = False  # finishes what it holds and gets nothing new; renewed with each report
 
     def fits(self, ticket: Ticket) -> bool:
         """Is there credit for the ticket? One that is larger than the whole replica may run alone."""
@@ -68,12 +69,15 @@ class ReplicaCredit:
         return held
 
     def forgotten(self, running: Iterable[str], now: float) -> list[str]:
-        """Tickets that hold credit here and that the replica, past the grace, does not run."""
+        """Tickets that hold credit here and that the replica, past the grace, does not run.
+
+        What it listed before needs no grace: no grant is under way.
+        """
         listed = set(running)
         return [
             request_id
             for request_id, held in self.held.items()
-            if request_id not in listed and now - held.granted_at > REPORT_GRACE_S
+            if request_id not in listed and (held.grant is None or now - held.granted_at > REPORT_GRACE_S)
         ]
 
 

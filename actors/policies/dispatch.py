@@ -16,11 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from actors.errors import Overloaded, ShoalError
-from actors.policies.admission import Capacity, ServiceEstimator, predicted_wait_s, retry_after_s
+from actors.errors import ShoalError
+from actors.policies.admission import Capacity, ServiceEstimator, predicted_wait_s, refusal
 from actors.policies.credit import Held, ReplicaCredit
 from actors.policies.fairness import Waiting, WaitingLine
+from actors.policies.marks import Marks
 from actors.types import Grant, Principal, PriorityClass, Ticket
+
+_ENDED_S = 5.0  # a report that was on its way when a request ended may still list it
 
 # How a ticket's life ends. "retried" ends one attempt: the request comes back with a new ticket.
 Outcome = Literal["answered", "failed", "expired", "cancelled", "refused", "retried"]
@@ -65,6 +68,9 @@ class DispatchSettings:
     stale_after_s: float = 2.0  # no report for so long: no new grants
     dead_after_s: float = 15.0  # no report for so long: its credit is gone
     banned_s: float = 5.0  # reports of a replica that was reported gone are ignored so long
+    draining_s: float = (
+        30.0  # a replica that has left a router gets nothing new so long; then it is tried again
+    )
     max_waiting: int = 100_000  # tickets; the memory bound
     expected_start_up_s: float = 10.0  # until a start-up was measured
 
@@ -89,13 +95,22 @@ class Dispatcher:
     start_up_s: float | None = None  # the last measured one
     slots_per_replica: int = 0  # of the last replica that registered; 0: there was none
     _granted_on: dict[str, str] = field(default_factory=dict)  # request id → replica id
-    _banned_until: dict[str, float] = field(default_factory=dict)  # replica id → time
     _returning: dict[str, str] = field(default_factory=dict)  # retried request id → gateway id
+    _ended: Marks = field(default_factory=lambda: Marks(_ENDED_S))  # request ids
+    _banned: Marks = field(init=False)  # replica ids
+    _draining: Marks = field(init=False)  # replica ids, known here or not
+
+    def __post_init__(self) -> None:
+        self._banned = Marks(self.settings.banned_s)
+        self._draining = Marks(self.settings.draining_s)
 
     def submit(self, ticket: Ticket, gateway_id: str, now: float) -> list[Decision]:
         """Take a ticket into the line, or refuse it at once when its wait would pass its deadline."""
-        if ticket.request_id in self.line or ticket.request_id in self._granted_on:
-            return []  # re-submitted after a connection that was not lost after all
+        if (waiting := self.line.get(ticket.request_id)) is not None:
+            waiting.gateway_id = gateway_id  # its old connection was lost, which this queue may hear later
+            return []
+        if ticket.request_id in self._granted_on and not self._unadopt(ticket.request_id, gateway_id):
+            return self._grant_again(ticket.request_id, gateway_id)
         if self._returning.pop(ticket.request_id, None) is None:
             self.accepted += 1
         refusal = self._refusal(ticket)
@@ -118,6 +133,11 @@ class Dispatcher:
 
         Its caller left or its deadline passed while it waited, or its generation ended.
         """
+        if outcome != "retried":
+            self._ended.add(request_id, now)
+        return self._end(request_id, outcome, now)
+
+    def _end(self, request_id: str, outcome: Outcome, now: float) -> list[Decision]:
         if request_id in self._returning and outcome == "retried":
             return []  # its replica was reported gone before: it is on its way back already
         if self.line.leave(request_id) is not None or self._returning.pop(request_id, None) is not None:
@@ -128,7 +148,7 @@ class Dispatcher:
         if held is None:
             return []
         self._count_end(held, outcome)
-        if outcome == "answered":
+        if outcome == "answered" and held.grant is not None:
             self.estimator.observe(
                 service_s=now - held.granted_at,
                 predicted_output_tokens=held.ticket.predicted_output_tokens,
@@ -143,12 +163,13 @@ class Dispatcher:
             theirs += [i for i, held in replica.held.items() if held.gateway_id == gateway_id]
         decisions: list[Decision] = []
         for request_id in theirs:
-            decisions += self.end(request_id, "cancelled", now)
+            # Not `end`: what a replica still lists is booked again, if only this connection was lost.
+            decisions += self._end(request_id, "cancelled", now)
         return decisions
 
     def report(self, report: ReplicaReport, now: float) -> list[Decision]:
         """Register a replica or refresh it; its list of running requests corrects the books."""
-        if now < self._banned_until.get(report.replica_id, now):
+        if self._banned.has(report.replica_id, now):
             return []
         replica = self.replicas.get(report.replica_id)
         if replica is None:
@@ -160,6 +181,7 @@ class Dispatcher:
                 last_report_at=now,
             )
         replica.last_report_at = now
+        replica.draining = self._draining.has(report.replica_id, now)
         self.start_up_s, self.slots_per_replica = report.start_up_s, report.max_sequences
         for request_id in report.running:
             self._adopt(request_id, replica, now)
@@ -168,8 +190,12 @@ class Dispatcher:
             self._count_end(replica.give_back(request_id), "failed")
         return self._dispatch(now)
 
-    def replica_draining(self, replica_id: str) -> None:
-        """Give a replica nothing new: it has left the routers and finishes what it runs."""
+    def replica_draining(self, replica_id: str, now: float) -> None:
+        """Give a replica nothing new: it has left a router and finishes what it runs.
+
+        Remembered for replicas that are not known here, too: a new owner hears this before their reports.
+        """
+        self._draining.add(replica_id, now)
         if (replica := self.replicas.get(replica_id)) is not None:
             replica.draining = True
 
@@ -177,12 +203,12 @@ class Dispatcher:
         """Drop a replica and its credit; the gateways that hold its tickets submit them again."""
         replica = self.replicas.pop(replica_id, None)
         # Its last reports may still be under way; one that lives on may come back later.
-        self._banned_until = {i: until for i, until in self._banned_until.items() if until > now}
-        self._banned_until[replica_id] = now + self.settings.banned_s
+        self._banned.add(replica_id, now)
         if replica is not None:
             for request_id, held in replica.held.items():
                 self._granted_on.pop(request_id, None)
-                self._count_end(held, "retried")
+                # Nobody here answers for an adopted one: its gateway, if it lives, submits it as a new one.
+                self._count_end(held, "failed" if held.grant is None else "retried")
         return self._dispatch(now)
 
     def sweep(self, now: float) -> list[Decision]:
@@ -218,21 +244,34 @@ class Dispatcher:
         )
 
     def _refusal(self, ticket: Ticket) -> ShoalError | None:
-        predicted_s = predicted_wait_s(
-            work_ahead_s=self.line.work_s(up_to=ticket.principal.priority),
-            capacity=self.capacity(),
-            estimator=self.estimator,
+        ahead_s = self.line.work_s(up_to=ticket.principal.priority)
+        return refusal(
+            ticket,
+            predicted_s=predicted_wait_s(
+                work_ahead_s=ahead_s, capacity=self.capacity(), estimator=self.estimator
+            ),
+            service_s=self.estimator.service_s(ticket),
+            full=len(self.line) >= self.settings.max_waiting,
+            jitter=self.rng.random(),
         )
-        allowed_s = ticket.timeout_s - self.estimator.service_s(ticket)
-        full = len(self.line) >= self.settings.max_waiting
-        if not full and (predicted_s == 0.0 or predicted_s <= allowed_s):
-            return None
-        wait_s = retry_after_s(predicted_s=predicted_s, allowed_s=allowed_s, jitter=self.rng.random())
-        return Overloaded(
-            f"overloaded: the predicted wait is {predicted_s:.1f} s and the request's deadline "
-            f"{ticket.timeout_s:.1f} s away; retry in {wait_s:.0f} s",
-            retry_after_s=wait_s,
-        )
+
+    def _unadopt(self, request_id: str, gateway_id: str) -> bool:
+        """Free the credit of an adopted request that comes back: its gateway has given that replica up."""
+        replica = self.replicas[self._granted_on[request_id]]
+        if replica.held[request_id].grant is not None:
+            return False
+        replica.give_back(request_id)
+        del self._granted_on[request_id]
+        self._returning[request_id] = gateway_id
+        return True
+
+    def _grant_again(self, request_id: str, gateway_id: str) -> list[Decision]:
+        """Tell a grant over the connection that asks again: the one it was told over is lost."""
+        held = self.replicas[self._granted_on[request_id]].held[request_id]
+        if held.gateway_id == gateway_id or held.grant is None:
+            return []
+        held.gateway_id = gateway_id
+        return [Granted(gateway_id=gateway_id, grant=held.grant)]
 
     def _dispatch(self, now: float) -> list[Decision]:
         granted: list[Decision] = []
@@ -260,8 +299,6 @@ class Dispatcher:
     def _grant(self, head: Waiting, replica: ReplicaCredit, now: float) -> Granted:
         ticket = head.ticket
         self.line.leave(ticket.request_id)
-        replica.take(Held(ticket=ticket, gateway_id=head.gateway_id, granted_at=now))
-        self._granted_on[ticket.request_id] = replica.replica_id
         waited_s = now - head.arrived_at
         self.waits_s.append((ticket.principal.priority, waited_s))
         grant = Grant(
@@ -270,6 +307,8 @@ class Dispatcher:
             waited_s=waited_s,
             attempt=ticket.attempt,
         )
+        replica.take(Held(ticket=ticket, gateway_id=head.gateway_id, granted_at=now, grant=grant))
+        self._granted_on[ticket.request_id] = replica.replica_id
         return Granted(gateway_id=head.gateway_id, grant=grant)
 
     def _adopt(self, request_id: str, replica: ReplicaCredit, now: float) -> None:
@@ -278,6 +317,8 @@ class Dispatcher:
         A request that waits here, too, is running its last steps on a replica that was given up.
         """
         if request_id in self._granted_on or request_id in self.line or request_id in self._returning:
+            return
+        if self._ended.has(request_id, now):
             return
         ticket = Ticket(
             request_id=request_id,

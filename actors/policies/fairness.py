@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from actors.types import PriorityClass, Ticket
 
+_SPARE_ENTRIES = 64  # of tickets that left; fewer are not worth a sweep
+
 
 @dataclass(slots=True)
 class Waiting:
@@ -61,7 +63,19 @@ class WaitingLine:
         self._counts[priority] -= 1
         # An empty class has no work: float sums drift.
         self._work_s[priority] = self._work_s[priority] - waiting.work_s if self._counts[priority] else 0.0
+        self._compact(priority)
         return waiting
+
+    def _compact(self, priority: PriorityClass) -> None:
+        """Forget those who left, once they are most of the heap: a blocked class never pops them."""
+        heap = self._heaps[priority]
+        if len(heap) > _SPARE_ENTRIES + 2 * self._counts[priority]:
+            heap[:] = [entry for entry in heap if not entry[2].left]
+            heapq.heapify(heap)
+
+    def get(self, request_id: str) -> Waiting | None:
+        """A ticket in line."""
+        return self._by_id.get(request_id)
 
     def head(self, priority: PriorityClass) -> Waiting | None:
         """The ticket of this class whose turn it is."""

@@ -18,6 +18,8 @@ from starlette.responses import Response
 from actors.errors import InvalidRequest, NotFound, PayloadTooLarge, ShoalError
 from app.schemas.bad_input import error_object, invalid_request
 
+_RETRY_AFTER_S = 1.0  # of a part that is down and did not say
+
 
 class MethodNotAllowed(InvalidRequest):
     """The route exists and does not answer to this method."""
@@ -39,8 +41,11 @@ class JsonResponse(Response):
 def error_response(error: ShoalError) -> Response:
     """The HTTP answer to `error`."""
     headers = dict(error.headers)
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    retry_after_s = error.retry_after_s
+    if retry_after_s is None and error.status_code == 503:
+        retry_after_s = _RETRY_AFTER_S
+    if retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
     if error.status_code == 401:
         headers["www-authenticate"] = "Bearer"
     return JsonResponse(error_object(error), error.status_code, headers)

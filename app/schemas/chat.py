@@ -219,4 +219,5 @@ class ChatRequest(GenerationFields):
             retrieval=self.retrieval.to_options() if self.retrieval else None,
             timeout_s=timeout_s,
             service_tier=self.priority(),
+            whole=not self.stream,
         )

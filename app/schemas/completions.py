@@ -61,6 +61,7 @@ class CompletionRequest(GenerationFields):
                 request=self._request(prompt, f"{request_id}-{index}" if many else request_id),
                 timeout_s=timeout_s,
                 service_tier=self.priority(),
+                whole=not self.stream,
             )
             for index, prompt in enumerate(prompts)
         ]

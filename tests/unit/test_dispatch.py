@@ -15,6 +15,7 @@ from actors.policies.dispatch import (
     Refused,
     ReplicaReport,
 )
+from actors.policies.marks import Marks
 from actors.types import Principal, PriorityClass, Ticket
 
 
@@ -188,7 +189,7 @@ def test_the_last_reports_of_a_lost_replica_do_not_bring_it_back():
 def test_a_draining_replica_finishes_and_gets_nothing_new():
     dispatcher = queue(slots=2, replicas=("a",))
     dispatcher.submit(ticket("r1"), "g", 0.0)
-    dispatcher.replica_draining("a")
+    dispatcher.replica_draining("a", 0.1)
     assert dispatcher.submit(ticket("r2"), "g", 0.1) == []
     assert dispatcher.running_sequences() == 1
     assert dispatcher.capacity().slots == 0
@@ -282,3 +283,113 @@ def test_all_slots_stay_busy_while_tickets_wait(slots):
         assert len(running) == slots
         running |= set(granted(dispatcher.end(done := min(running), "answered", now)))
         running.discard(done)
+
+
+def test_a_ticket_goes_with_the_connection_that_submits_it_again():
+    dispatcher = queue()
+    dispatcher.submit(ticket("running"), "g", 0.0)
+    dispatcher.submit(ticket("waiting"), "g/1", 0.0)
+    dispatcher.submit(ticket("waiting", returning=True), "g/2", 0.1)
+    dispatcher.gateway_gone("g/1", 0.2)
+    [decision] = dispatcher.end("running", "answered", 1.0)
+    assert (decision.gateway_id, decision.grant.request_id) == ("g/2", "waiting")
+    assert dispatcher.accepted == 2
+
+
+def test_a_grant_that_went_to_a_lost_connection_is_told_again_and_only_there():
+    dispatcher = queue()
+    [first] = dispatcher.submit(ticket("r1"), "g/1", 0.0)
+    assert dispatcher.submit(ticket("r1", returning=True), "g/1", 0.1) == []
+    [again] = dispatcher.submit(ticket("r1", returning=True), "g/2", 0.1)
+    assert (again.gateway_id, again.grant) == ("g/2", first.grant)
+    dispatcher.gateway_gone("g/1", 0.2)
+    assert dispatcher.in_flight() == 1
+
+
+def test_a_request_that_comes_back_while_another_replica_still_runs_it_is_not_swallowed():
+    dispatcher = queue(replicas=())
+    dispatcher.report(report("a", running=("r1",)), 0.0)  # a new owner hears what runs
+    dispatcher.report(report("b"), 0.0)
+    [decision] = dispatcher.submit(ticket("r1", attempt=2, returning=True), "g", 0.1)
+    assert decision.grant.request_id == "r1"
+    assert (dispatcher.accepted, dispatcher.in_flight()) == (1, 1)
+
+
+def test_a_late_report_does_not_bring_back_a_request_that_has_ended():
+    dispatcher = queue()
+    dispatcher.submit(ticket("r1"), "g", 0.0)
+    dispatcher.end("r1", "answered", 1.0)
+    dispatcher.report(report(running=("r1",)), 1.01)  # it was on its way
+    assert granted(dispatcher.submit(ticket("r2"), "g", 1.02)) == ["r2"]
+    assert dispatcher.accepted == 2
+    assert dict(dispatcher.outcomes) == {"answered": 1}
+
+
+def test_what_was_adopted_is_freed_with_the_first_report_that_does_not_list_it():
+    dispatcher = queue(replicas=())
+    dispatcher.report(report(running=("old",)), 0.0)
+    assert dispatcher.submit(ticket("new"), "g", 0.1) == []
+    assert granted(dispatcher.report(report(running=()), 0.5)) == ["new"]
+
+
+def test_an_adopted_request_teaches_nothing_about_service_times():
+    dispatcher = queue(replicas=())
+    dispatcher.report(report(running=("old",)), 0.0)
+    dispatcher.end("old", "answered", 0.01)
+    assert dispatcher.estimator.observed == 0
+
+
+def test_adopted_requests_of_a_lost_replica_do_not_stay_in_flight_for_ever():
+    dispatcher = queue(replicas=())
+    dispatcher.report(report(running=("old",)), 0.0)
+    dispatcher.replica_gone("a", 1.0)
+    assert (dispatcher.in_flight(), dispatcher.outcomes["failed"]) == (0, 1)
+
+
+def test_a_draining_replica_stays_so_when_it_is_lost_and_heard_of_again():
+    dispatcher = queue(replicas=("a",))
+    dispatcher.replica_draining("a", 0.0)
+    dispatcher.replica_gone("a", 1.0)  # one gateway's bus closed, another's streams run on
+    dispatcher.report(report("a"), 7.0)
+    assert dispatcher.submit(ticket(), "g", 7.1) == []
+    assert dispatcher.capacity().slots == 0
+
+
+def test_a_new_owner_that_hears_of_draining_before_the_first_report_believes_it():
+    dispatcher = queue(replicas=())
+    dispatcher.replica_draining("a", 0.0)
+    dispatcher.report(report("a"), 0.3)
+    assert dispatcher.submit(ticket(), "g", 0.4) == []
+
+
+def test_a_replica_that_was_taken_for_draining_by_mistake_serves_again():
+    dispatcher = queue(replicas=("a",))
+    dispatcher.replica_draining("a", 0.0)
+    dispatcher.submit(ticket(), "g", 0.1)
+    assert granted(dispatcher.report(report("a"), 31.0)) == ["r1"]
+
+
+def test_one_that_was_let_in_before_is_not_refused_when_it_comes_back():
+    dispatcher = queue(replicas=())  # no replica yet: a wait of 10 s is predicted
+    assert isinstance(dispatcher.submit(ticket("new", timeout_s=5.0), "g", 0.0)[0], Refused)
+    assert dispatcher.submit(ticket("back", timeout_s=5.0, returning=True), "g", 0.0) == []
+
+
+def test_tickets_that_left_a_blocked_class_do_not_pile_up():
+    dispatcher = queue()
+    dispatcher.submit(ticket("running"), "g", 0.0)
+    dispatcher.submit(ticket("first", priority=PriorityClass.BATCH), "g", 0.0)
+    for number in range(1000):
+        dispatcher.submit(ticket(f"r{number}", priority=PriorityClass.BATCH), "g", 1.0)
+        dispatcher.end(f"r{number}", "cancelled", 1.0)
+    assert len(dispatcher.line._heaps[PriorityClass.BATCH]) < 100
+    assert granted(dispatcher.end("running", "answered", 2.0)) == ["first"]
+
+
+def test_marks_expire_and_are_forgotten():
+    marks = Marks(5.0)
+    for number in range(100):
+        marks.add(f"r{number}", float(number))
+    assert marks.has("r99", 100.0)
+    assert not marks.has("r90", 100.0)
+    assert len(marks._until) <= 6

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from actors.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from actors.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
 from actors.handles import embedder, retriever
 from actors.handles.embedder import EmbedderClient
 from actors.handles.retriever import RetrieverClient
@@ -26,7 +26,24 @@ class Handle:
 
     def remote(self, *args, **kwargs):
         assert self.given["_by_reference"] is False
-        return self.methods[self.given["method_name"]](*args, **kwargs)
+        return Response(self.methods[self.given["method_name"]](*args, **kwargs))
+
+
+class Response:
+    """What `.remote()` gives: a replica has the call when the first future is done."""
+
+    taken = True
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    async def _fetch_future_result_async(self):
+        if not self.taken:
+            self.answer.close()
+            await asyncio.Event().wait()
+
+    def __await__(self):
+        return self.answer.__await__()
 
 
 @pytest.fixture
@@ -134,6 +151,18 @@ async def test_the_time_out_is_for_the_whole_call(deployed):
     deployed(embed=embed)
     with pytest.raises(DeadlineExceeded, match="embedder"):
         await EmbedderClient().embed(["x"] * 64 * 12, timeout_s=0.2)  # three rounds of four parts
+
+
+async def test_a_call_that_no_replica_takes_is_given_up_long_before_its_time_out(deployed, monkeypatch):
+    async def embed(inputs, _kind, **_):
+        return embeddings_of(inputs)
+
+    monkeypatch.setattr(embedder, "_REPLICA_WAIT_S", 0.02)
+    monkeypatch.setattr(Response, "taken", False)
+    deployed(embed=embed)
+    with pytest.raises(Unavailable, match="embedder is not available") as down:
+        await EmbedderClient().embed(["x"], timeout_s=30)
+    assert down.value.retry_after_s == 1
 
 
 async def test_a_search_knows_less_time_than_its_caller_has_so_that_it_can_answer_itself(deployed):

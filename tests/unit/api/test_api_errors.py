@@ -7,6 +7,8 @@ import pytest
 from fastapi import Form, Query, UploadFile
 from pydantic import BaseModel
 
+from actors.errors import ReplicaGone
+
 CHAT = "/v1/chat/completions"
 GOOD = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -75,6 +77,15 @@ async def test_validation_is_400_with_the_path_and_never_422(http):
         "param": "messages[1].role",
         "code": "invalid_request",
     }
+
+
+async def test_a_part_that_is_down_always_says_when_to_retry(http, gateway):
+    def down(_call):
+        raise ReplicaGone("the replica went away during the call")
+
+    gateway.answer = down
+    answer = await http.post(CHAT, json=GOOD)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
 
 async def test_an_unexpected_exception_is_500_with_a_fixed_text_and_is_logged_without_its_message(
