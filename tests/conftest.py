@@ -4,6 +4,7 @@ A system is a child process (`tests.cluster`) that tests reach over HTTP. One of
 session; a test that kills or changes something starts its own.
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,14 @@ class System:
         return found
 
 
+async def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    """Until a condition that is looked up over the network holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not come true within {timeout_s} s"
+        await asyncio.sleep(0.2)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -97,6 +106,7 @@ def free_port() -> int:
 @contextmanager
 def running_system(config: dict[str, Any], **env: str) -> Iterator[System]:
     """Start a system from a Serve config on a free port and end it, with everything that it started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a benchmark that is told to stop ends its system, too
     with tempfile.TemporaryDirectory(prefix="shoal-", ignore_cleanup_errors=True) as folder:
         config = json.loads(json.dumps(config))
         config.setdefault("http_options", {}).update({"host": "127.0.0.1", "port": free_port()})

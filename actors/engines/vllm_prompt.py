@@ -96,9 +96,7 @@ async def _render_chat(llm: Any, request: GenerationRequest, messages: tuple[Mes
     )
     unbounded = TokenizeParams(max_total_tokens=None, add_special_tokens=False)
     try:
-        _, prompts = await llm.renderer.render_chat_async(
-            [[_as_dict(m) for m in messages]], params, unbounded
-        )
+        _, prompts = await llm.renderer.render_chat_async([conversation], params, unbounded)
     except ChatTemplateResolutionError:
         raise InvalidRequest(
             "this model has no chat template: it takes a prompt (/v1/completions), not messages",

@@ -8,7 +8,7 @@ import time
 import ray
 
 from actors.errors import ShoalError
-from actors.types import Message, SamplingParams
+from actors.types import Message, RetrievalOptions, SamplingParams
 from app.client import ShoalClient
 
 MODEL = "scripted"
@@ -44,6 +44,35 @@ async def stream(client: ShoalClient) -> dict:
     }
 
 
+async def documents(client: ShoalClient) -> dict:
+    """A document's way: embedded, stored, found, answered from."""
+    vectors = await client.embed(["one", "one"])
+    store = await client.create_store("mills")
+    text = b"The mill on the hill has four sails and a red roof."
+    added = await client.add_document(store.id, "mill.txt", text, {"kind": "mill"})
+    bad = await client.add_document(store.id, "mill.png", b"\x89PNG\r\n\x1a\n")
+    ingested = await client.wait_until_ingested(store.id, added.file_id, timeout_s=60)
+    question = "How many sails does the mill on the hill have?"
+    other = {"type": "eq", "key": "kind", "value": "house"}
+    answer = await client.chat(
+        said(question), MODEL, retrieval=RetrievalOptions(vector_store_ids=(store.id,))
+    )
+    return {
+        "rows": list(vectors.shape),
+        "dimensions": vectors.shape[1],
+        "same": bool((vectors[0] == vectors[1]).all()),
+        "status": ingested.status,
+        "found": [one.filename for one in (await client.search(store.id, question)).passages],
+        "filtered": [
+            one.filename for one in (await client.search(store.id, question, filters=other)).passages
+        ],
+        "answer": answer.text,
+        "cited": [citation.passage.filename for citation in answer.citations],
+        "unreadable": await code_of(client.wait_until_ingested(store.id, bad.file_id, timeout_s=60)),
+        "no_store": await code_of(client.search("vs_none", question)),
+    }
+
+
 async def leave(client: ShoalClient) -> bool:
     """Two answers that nobody wants any more; what the engine does about it is the test's to see."""
     async with client.stream_chat(said(ENDLESS), MODEL) as pieces:
@@ -67,6 +96,7 @@ async def main() -> dict:
         "completion": (await client.complete("one two three", MODEL)).text,
         "together": [answer.text for answer in every],
         "stream": await stream(client),
+        "documents": await documents(client),
         "unknown_model": await code_of(client.chat(said("x"), "absent")),
         "late": await code_of(client.chat(said(ENDLESS), MODEL, timeout_s=0.5)),
         "no_app": await code_of(ShoalClient(app_name="absent").models()),

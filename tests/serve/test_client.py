@@ -7,19 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
 DRIVER = Path(__file__).with_name("client_driver.py")
 ENDLESS_S = 10  # of the answers that the driver leaves
-
-
-def address_of(system):
-    """Where drivers join: "auto" would take whatever cluster of this machine started last."""
-    words = (word for child in psutil.Process(system.process.pid).children() for word in child.cmdline())
-    return next(word.removeprefix("--gcs-address=") for word in words if word.startswith("--gcs-address="))
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +22,7 @@ def driver(scripted):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_ADDRESS": address_of(scripted)},
+        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_ADDRESS": scripted.address},
     )
     try:
         result = next((line for line in process.stdout if line.startswith("{")), None)
@@ -69,3 +62,16 @@ def test_a_stream_comes_while_the_engine_works(driver):
 def test_errors_arrive_as_ours(driver):
     assert (driver["unknown_model"], driver["late"]) == ("model_not_found", "deadline_exceeded")
     assert driver["no_app"] == "unavailable"
+
+
+def test_documents_are_embedded_stored_found_and_answered_from(driver):
+    documents = driver["documents"]
+    assert documents["rows"] == [2, documents["dimensions"]]
+    assert documents["same"]
+    assert documents["status"] == "completed"
+    assert documents["found"] == ["mill.txt"]
+    assert documents["filtered"] == []
+    assert "four sails" in documents["answer"]
+    assert documents["cited"] == ["mill.txt"]
+    assert documents["unreadable"] == "invalid_request"
+    assert documents["no_store"] == "not_found"
