@@ -106,7 +106,9 @@ def free_port() -> int:
 @contextmanager
 def running_system(config: dict[str, Any], **env: str) -> Iterator[System]:
     """Start a system from a Serve config on a free port and end it, with everything that it started."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a benchmark that is told to stop ends its system, too
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(1)
+    )  # a benchmark that is told to stop ends its system, too
     with tempfile.TemporaryDirectory(prefix="shoal-", ignore_cleanup_errors=True) as folder:
         config = json.loads(json.dumps(config))
         config.setdefault("http_options", {}).update({"host": "127.0.0.1", "port": free_port()})
