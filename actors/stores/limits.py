@@ -1,6 +1,6 @@
 """Requests and tokens per minute, per key and per tenant, shared by all gateways.
 
-Called by the gateway: `reserve` before the work, with the most tokens it may take, `settle` after it, with
+Called by the gateway: `reserve` before the work, with the tokens it is expected to take, `settle` after it, with
 what it took. The maths is `actors.policies.limits`; one Lua script per operation makes it atomic over the
 up to four buckets, on Redis' clock. While Redis is down every gateway keeps to its own share of the limits.
 
@@ -80,7 +80,8 @@ class LimitStore:
 
         Args:
             key: who asks.
-            tokens: the most the request may take: its prompt and the output it allows.
+            tokens: what it is expected to take: its prompt and the predicted output. What it takes beyond that
+                is charged by `settle` and is missing from the next minute.
 
         Raises:
             InvalidRequest: no minute would ever be enough for so many tokens.
