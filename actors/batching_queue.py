@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from actors import telemetry
 from actors.handles import frames
 from actors.handles.outbox import Outbox
-from actors.policies.dispatch import Decision, Dispatcher, DispatchSettings, Granted, Outcome, ReplicaReport
+from actors.policies.decisions import Decision, DispatchSettings, Granted, Outcome, ReplicaReport
+from actors.policies.dispatch import Dispatcher
 from actors.policies.load import LoadSnapshot
 from actors.types import ModelCard, PriorityClass
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from actors import telemetry
@@ -25,17 +24,17 @@ from actors.errors import (
     ModelNotFound,
     PermissionDenied,
 )
+from actors.gateway_config import GatewayConfig, GatewayRoutes
 from actors.gateway_direct import DirectCalls
 from actors.handles.embedder import EmbedderClient
 from actors.handles.model import Admission, ModelStream
 from actors.handles.models import ModelDirectory
 from actors.policies.prediction import OutputPredictor
-from actors.rag import Context, RagStage, RetrievalSettings, with_context
+from actors.rag import Context, RagStage, with_context
 from actors.stores.catalog import Catalog
-from actors.stores.config import StorageConfig
 from actors.stores.documents import DocumentStore
 from actors.stores.jobs import JobLog
-from actors.stores.keys import AuthConfig, AuthenticatedKey, KeyStore, open_key
+from actors.stores.keys import AuthenticatedKey, KeyStore, open_key
 from actors.stores.limits import LimitStore, Reservation
 from actors.stores.pepper import load_pepper
 from actors.stores.redis import connect
@@ -52,40 +51,8 @@ from actors.types import (
 )
 
 _CARD_WAIT_S = 2.0  # a model that never had a replica is served without knowing its tokenizer
-_ANSWER_ROOM_TOKENS = 256  # kept free for the answer when passages are fitted and max_tokens is not given
 _COUNT_IN_THREAD_CHARS = 50_000
 _log = telemetry.logger("gateway")
-
-
-class GatewayConfig(BaseModel):
-    """One gateway application."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    storage: StorageConfig = Field(default_factory=StorageConfig, description="Where durable state lives.")
-    auth: AuthConfig = Field(default_factory=AuthConfig, description="Who may call.")
-    retrieval: RetrievalSettings | None = Field(
-        default=None, description="None: this system has no documents and no embeddings."
-    )
-    default_timeout_s: float = Field(default=300, gt=0, description="Deadline of a call that names none.")
-    max_timeout_s: float = Field(default=3600, gt=0, description="The longest deadline a call may name.")
-    max_body_bytes: int = Field(default=10_000_000, gt=0, description="Largest JSON body.")
-    max_upload_bytes: int = Field(default=512_000_000, gt=0, description="Largest uploaded file.")
-    expose_docs: bool = Field(default=False, description="Serve /docs and /openapi.json.")
-    announce_url: str | None = Field(
-        default=None, description="Print how to call the system at this URL once every application runs."
-    )
-    expected_gateways: int = Field(
-        default=1, ge=1, description="Gateways that share the limits while Redis is down."
-    )
-
-
-class GatewayRoutes(BaseModel):
-    """What may change while the gateway runs: the `user_config` of its deployment."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    aliases: dict[str, str] = Field(default_factory=dict, description="Other names of deployed models.")
 
 
 class Gateway(DirectCalls):

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.batching_queue import BatchingQueueConfig
 from actors.embedder import EmbedderConfig
-from actors.gateway import GatewayConfig
+from actors.gateway_config import GatewayConfig
 from actors.job_runner import JobRunnerConfig
 from actors.llm_replica import EngineChoice
 from actors.local_services import ChromaServerConfig, ValkeyServerConfig

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from actors.errors import InvalidRequest, PayloadTooLarge
-from actors.policies.dispatch import Outcome
+from actors.policies.decisions import Outcome
 from actors.types import GenerationRequest, Grant, ModelCard, Ticket, TokenDelta
 
 # Serve's gRPC refuses messages above 4 MiB. A frame is cut at this, so one request may be as large.

@@ -16,7 +16,7 @@ from actors.errors import ClientClosed, DeadlineExceeded, EngineFailed, ReplicaG
 from actors.handles.llm import ReplicaPool, RunningStream
 from actors.handles.queue import QueueClient
 from actors.handles.token_stream import TokenStream
-from actors.policies.dispatch import Outcome
+from actors.policies.decisions import Outcome
 from actors.telemetry import StageClock
 from actors.types import GenerationRequest, Grant, ModelCard, Passage, Principal, Ticket, TokenDelta, Usage
 

@@ -20,7 +20,7 @@ from actors.errors import DeadlineExceeded, ShoalError, Unavailable, from_wire
 from actors.handles import frames
 from actors.handles.call import cancelled, deployment_handle, detached, ours, result
 from actors.handles.outbox import Coalescer
-from actors.policies.dispatch import Outcome
+from actors.policies.decisions import Outcome
 from actors.telemetry import logger
 from actors.types import Grant, ModelCard, Ticket
 

@@ -338,17 +338,21 @@ def main() -> None:
     folder = resolve_model(
         vllm.pop("model"), Path(model.get("cache_dir", "~/.shoal/models")).expanduser()
     ).model
-    starts = [shoal, lambda: bare(folder, vllm)]
+    peers = [bare(folder, vllm)]
     if not chosen.quick:
         peer_packages()
-        starts.append(lambda: ray_serve_llm(folder, vllm))
-    with ExitStack() as stack, ThreadPoolExecutor(len(starts)) as pool:
-        servers = list(pool.map(lambda start: stack.enter_context(start()), starts))
-        warm_up = dict.fromkeys(STREAMS, 1)
+        peers.append(ray_serve_llm(folder, vllm))
+    began = time.perf_counter()
+    with ExitStack() as stack, ThreadPoolExecutor(len(peers)) as pool:
+        starting = [pool.submit(stack.enter_context, peer) for peer in peers]
+        servers = [stack.enter_context(shoal())]  # its clean-up on Ctrl-C needs the main thread
+        servers += [peer.result() for peer in starting]
+        print(f"all servers ready after {time.perf_counter() - began:.0f} s", flush=True)
+        for server in servers:
+            asyncio.run(measure(server, streams=2, numbers=range(-2, 0), tokens=2))
         if chosen.quick:
             found = rounds(servers, 1, 16, {1: 2, 8: 1, 16: 1})
         else:
-            rounds(servers, 1, 8, warm_up)
             found = rounds(servers, 5, chosen.tokens, {1: 6, 8: 2, 16: 2})
         memory = {server.name: memory_by_role(server.pid).total() for server in servers}
     table = rows(found)

@@ -7,14 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.errors import Overloaded
-from actors.policies.dispatch import (
-    Decision,
-    Dispatcher,
-    DispatchSettings,
-    Granted,
-    Refused,
-    ReplicaReport,
-)
+from actors.policies.decisions import Decision, DispatchSettings, Granted, Refused, ReplicaReport
+from actors.policies.dispatch import Dispatcher
 from actors.policies.marks import Marks
 from actors.types import Principal, PriorityClass, Ticket
 

@@ -4,7 +4,8 @@ import pytest
 import structlog
 
 from actors.errors import ContextLengthExceeded, PermissionDenied
-from actors.gateway import Gateway, GatewayRoutes, _count, _principal
+from actors.gateway import Gateway, _count, _principal
+from actors.gateway_config import GatewayRoutes
 from actors.stores.keys import AuthenticatedKey
 from actors.types import (
     GenerationCall,

@@ -1,0 +1,63 @@
+"""What goes into the dispatcher and what comes out of it.
+
+Pure values of `actors.policies.dispatch`; `actors.batching_queue` and the handles carry them to gateways and
+replicas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from actors.errors import ShoalError
+from actors.types import Grant
+
+# How a ticket's life ends. "retried" ends one attempt: the request comes back with a new ticket.
+Outcome = Literal["answered", "failed", "expired", "cancelled", "refused", "retried"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Granted:
+    """Deliver a grant to the gateway that holds the payload."""
+
+    gateway_id: str
+    grant: Grant
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refused:
+    """Deliver a refusal."""
+
+    gateway_id: str
+    request_id: str
+    error: ShoalError
+
+
+Decision = Granted | Refused
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplicaReport:
+    """What a replica says about itself twice a second; the first one registers it."""
+
+    replica_id: str
+    max_sequences: int
+    kv_tokens: int
+    running: Sequence[str]  # request ids
+    start_up_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DispatchSettings:
+    """Bounds of the queue."""
+
+    look_ahead: int = 1  # sequences granted beyond what a replica runs
+    stale_after_s: float = 2.0  # no report for so long: no new grants
+    dead_after_s: float = 15.0  # no report for so long: its credit is gone
+    banned_s: float = 5.0  # reports of a replica that was reported gone are ignored so long
+    draining_s: float = (
+        30.0  # a replica that has left a router gets nothing new so long; then it is tried again
+    )
+    max_waiting: int = 100_000  # tickets; the memory bound
+    expected_start_up_s: float = 10.0  # until a start-up was measured
