@@ -29,7 +29,8 @@ from actors.supervised_child import ChildFailed, ChildSpec, SupervisedChild
 pytestmark = pytest.mark.local
 
 OWNER = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
 from actors.local_services import ChromaServer, ChromaServerConfig, ValkeyServer, ValkeyServerConfig
 from actors.stores.config import StorageConfig
 storage = StorageConfig(data_dir=sys.argv[1], chroma_port=int(sys.argv[2]))
