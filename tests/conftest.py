@@ -26,6 +26,8 @@ from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parents[1]
+# What a shell starts in the background ignores Ctrl-C, and so would its children: some tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 _START_TIMEOUT_S = 240
 
 
