@@ -20,6 +20,7 @@ def shoal(system, *words):
 
 
 def test_status_of_a_running_system(scripted):
+    scripted.wait_for("scripted")  # another test may have crashed a replica
     result = shoal(scripted, "status", "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)

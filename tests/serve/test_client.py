@@ -1,6 +1,5 @@
 """`ShoalClient` from a Python process that joined the cluster: a real cluster, the scripted engine."""
 
-import asyncio
 import json
 import os
 import subprocess
@@ -8,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
@@ -35,10 +36,8 @@ def driver(scripted):
 async def test_answers_that_nobody_waits_for_stop_in_the_engine(driver, scripted):
     """First in this file: the driver left them a moment ago, and is still alive."""
     assert driver["left"]
-    async with asyncio.timeout(ENDLESS_S / 2):
-        while scripted.metric("shoal_engine_running"):
-            await asyncio.sleep(0.2)
-    assert scripted.metric("shoal_tickets_total", outcome="cancelled") >= 2
+    await until(lambda: scripted.metric("shoal_tickets_in_flight") == 0, ENDLESS_S / 2)
+    await until(lambda: scripted.metric("shoal_tickets_total", outcome="cancelled") >= 2)
     assert scripted.metric("shoal_requests_total", route="python:generate", status="499") >= 2
 
 

@@ -263,9 +263,21 @@ async def test_processor_time_is_limited():
 # --- the child ---------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def elder_children() -> set[int]:
+    """What this process had started before the test: systems that serve the whole session."""
+    _ELDERS.clear()
+    _ELDERS.update(children())
+    return _ELDERS
+
+
+_ELDERS: set[int] = set()
+
+
 def children() -> list[int]:
     listing = Path(f"/proc/{os.getpid()}/task")
-    return [int(pid) for task in listing.iterdir() for pid in (task / "children").read_text().split()]
+    found = [int(pid) for task in listing.iterdir() for pid in (task / "children").read_text().split()]
+    return [pid for pid in found if pid not in _ELDERS]
 
 
 async def child() -> int:

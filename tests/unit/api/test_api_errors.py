@@ -101,7 +101,7 @@ async def test_an_unexpected_exception_is_500_with_a_fixed_text_and_is_logged_wi
         "message": "internal error", "type": "server_error", "param": None, "code": "internal_error",
     }  # fmt: skip
     assert answer.headers["x-request-id"]
-    logged = capsys.readouterr().out
+    logged = "".join(capsys.readouterr())
     assert "unexpected_error" in logged
     assert "RuntimeError" in logged
     assert "canary" not in logged

@@ -171,7 +171,7 @@ async def test_a_client_that_left_is_499_in_the_log(raw_call, gateway, play, say
     await call.until(3)
     call.leave.set()
     await call.task
-    logged = capsys.readouterr().out
+    logged = "".join(capsys.readouterr())
     assert "client_left" in logged
     assert "499" in logged
     assert "my-id" in logged
