@@ -39,7 +39,8 @@ async def test_every_answer_has_its_id_and_its_stages(http, method, path, status
 async def test_the_stages_of_a_whole_answer_add_up_to_its_time(http, gateway, play, say):
     released = asyncio.Event()
     gateway.answer = lambda _call: play([*say("a b")[:1], released, *say("a b")[1:]])
-    asyncio.get_running_loop().call_later(0.3, released.set)  # the request takes a part of it before it decodes
+    # The request takes a part of this before it decodes.
+    asyncio.get_running_loop().call_later(0.3, released.set)
     answer = await http.post(CHAT, json=GOOD)
     stages = {k: float(v) for k, v in re.findall(r"(\w+);dur=([\d.]+)", answer.headers["server-timing"])}
     assert 200 < stages["decode"] < 1000
