@@ -7,7 +7,6 @@ passages and says so. How passages enter the prompt is `actors.policies.promptin
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -124,8 +123,7 @@ def with_context(
         answer = request.sampling.max_tokens or _ANSWER_ROOM_TOKENS
         room = card.context_tokens - prompt_tokens(card, request) - answer - _SPARE_TOKENS
         passages = fitting(passages, room_tokens=room, count=counter.count)
-    fence = f"=== {secrets.token_hex(8)} ==="
-    return replace(request, messages=with_passages(request.messages or (), passages, fence)), passages
+    return replace(request, messages=with_passages(request.messages or (), passages)), passages
 
 
 def _other_stages(stage_s: Mapping[str, float]) -> dict[Stage, float]:

@@ -1,6 +1,6 @@
 """Shoal on a real model beside vLLM's own OpenAI server and `ray.serve.llm`: same model, settings and load.
 
-    python -m tests.benchmarks.engine [--quick] [--json FILE] [--tokens N]
+    python -m tests.benchmarks.engine [--quick] [--json FILE]
 
 All servers run at once, since starting them takes longer than measuring; the engines of those that are not being
 measured are stopped (SIGSTOP), since an idle vLLM still polls. Within a round every server gets the same prompts
@@ -14,58 +14,33 @@ out: three engines do not start within its minute on two cores.
 import asyncio
 import json
 import os
-import signal
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import httpx
-import psutil
 
 from actors.engines.model_files import resolve_model
+from tests.benchmarks.engine_servers import (
+    BARE,
+    RAY,
+    SHOAL,
+    Server,
+    bare,
+    only,
+    peer_packages,
+    ray_serve_llm,
+    shoal,
+    shoal_config,
+)
 from tests.benchmarks.processes import cpu_by_role, memory_by_role
 from tests.benchmarks.report import Row, parser, publish
-from tests.conftest import ROOT, app_of, config_of, free_port, running_system
+from tests.conftest import app_of
 
-SHOAL, BARE, RAY = "shoal", "vLLM's server", "ray.serve.llm"
 STREAMS = (1, 8, 16)
-PEER_PACKAGES = ("hf_transfer==0.1.9", "jsonref==1.1.0", "pyarrow==26.0.1", "pybind11==3.1.0")
-START_TIMEOUT_S = 300.0
-
-# What `VllmEngine` sets for itself, given to the peers too.
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "TORCHDYNAMO_DISABLE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "RAY_AUTH_MODE": "token",
-    "RAY_worker_niceness": "0",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Server:
-    """A server under test."""
-
-    name: str
-    url: str
-    model: str  # what requests call it
-    pid: int  # root of its process tree
-
-    def engines(self) -> list[psutil.Process]:
-        """vLLM's own processes in its tree."""
-        below = psutil.Process(self.pid).children(recursive=True)
-        return [process for process in below if process.name().startswith("VLLM::")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,131 +53,39 @@ class Figures:
     cpu_ms_per_token: float  # of the server's whole process tree
 
 
-def shoal_config() -> dict[str, Any]:
-    """configs/local.yaml without documents and storage: its model and its gateway."""
-    base = config_of("local", auth={"mode": "open"}, retrieval=None)
-    base["applications"] = [app_of(base, "build_model"), app_of(base, "build_gateway")]
-    return base
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What every server is asked in one round."""
+
+    tokens: int  # of output
+    waves: dict[int, int]  # streams → requests of each stream
+    long: bool = True  # prompts of about 150 tokens with the template, else 50
+
+    def prompt(self, number: int) -> str:
+        """A wish for a long story; unlike every other number's from the start, so that no prefix is shared."""
+        topics = ("the sea", "a lighthouse", "an old clock", "the desert", "a town", "winter", "a bridge")
+        wish = f"Request {number}. Write a long story about {topics[number % len(topics)]}."
+        return wish + _MANNER if self.long else wish
 
 
-@contextmanager
-def shoal() -> Iterator[Server]:
-    config = shoal_config()
-    with running_system(config) as system:
-        model = app_of(config, "build_model")["args"]["model"]
-        yield Server(name=SHOAL, url=system.http, model=model, pid=system.process.pid)
-
-
-@contextmanager
-def bare(folder: str, engine: dict[str, Any]) -> Iterator[Server]:
-    """`python -m vllm.entrypoints.openai.api_server`: the `vllm` command does not run in vllm-cpu."""
-    port = free_port()
-    options = [
-        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}")
-        for name, value in engine.items()
-    ]
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", f"--model={folder}", "--served-model-name=m",
-        "--host=127.0.0.1", f"--port={port}", "--disable-uvicorn-access-log", *options,
-    ]  # fmt: skip
-    with child(command, ENVIRONMENT) as process:
-        url = f"http://127.0.0.1:{port}"
-        wait_until_it_answers(process, url)
-        yield Server(name=BARE, url=url, model="m", pid=process.pid)
-
-
-@contextmanager
-def ray_serve_llm(folder: str, engine: dict[str, Any]) -> Iterator[Server]:
-    port = free_port()
-    command = [
-        sys.executable, "-m", "tests.benchmarks.ray_serve_llm", folder, json.dumps(engine),
-        "--name=m", f"--port={port}",
-    ]  # fmt: skip
-    path = os.pathsep.join([str(peer_packages()), str(ROOT)])
-    with child(command, {**ENVIRONMENT, "PYTHONPATH": path}) as process:
-        url = f"http://127.0.0.1:{port}"
-        wait_until_it_answers(process, url)
-        yield Server(name=RAY, url=url, model="m", pid=process.pid)
-
-
-def peer_packages() -> Path:
-    """A folder with what `ray.serve.llm` needs beyond our environment; installed when missing."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    folder = cache / "shoal-benchmarks" / "ray-serve-llm"
-    if not (folder / "done").exists():
-        install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade"]
-        subprocess.run([*install, f"--target={folder}", *PEER_PACKAGES], check=True)
-        (folder / "done").touch()
-    return folder
-
-
-@contextmanager
-def child(command: list[str], env: dict[str, str]) -> Iterator[subprocess.Popen]:
-    """A process group that ends with the block; its output is shown when it does not start."""
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **env}, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            yield process
-        except ServerDied:
-            log.seek(0)
-            sys.stderr.write(log.read()[-4000:])
-            raise
-        finally:
-            below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-            process.terminate()
-            _, alive = psutil.wait_procs([psutil.Process(process.pid), *below] if below else [], timeout=20)
-            for left in alive:
-                left.kill()
-            process.wait()
-
-
-class ServerDied(Exception):
-    """A server ended, or does not answer, before it could be measured."""
-
-
-def wait_until_it_answers(process: subprocess.Popen, url: str) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{url}/v1/models", timeout=5).json().get("data"):
-                return
-        except (httpx.HTTPError, ValueError):
-            pass
-        time.sleep(0.3)
-    raise ServerDied(f"{url} did not come up")
-
-
-def prompt(number: int) -> str:
-    """About 100 tokens that end in a request for more; unlike every other number's from the start."""
-    topics = (
-        "the sea",
-        "a lighthouse",
-        "an old clock",
-        "the desert",
-        "a small town",
-        "winter",
-        "a long bridge",
-    )
-    topic = topics[number % len(topics)]
-    return (
-        f"Request {number}. You help a writer who collects short scenes for a book about travel and memory. Each "
-        f"scene has a place, a person and something that goes wrong, and it is told in plain words by somebody who "
-        f"was there. The book is read aloud in schools, so that sentences must be short and clear. Do not make "
-        f"lists, do not explain what you do, and do not stop early. Write a long story about {topic}, and begin "
-        f"with what the storyteller sees in the morning from the window of the kitchen."
-    )
+_MANNER = (
+    " You help a writer who collects short scenes for a book about travel and memory. Each scene has a place, a "
+    "person and something that goes wrong, and it is told in plain words by somebody who was there. The book is "
+    "read aloud in schools, so that sentences must be short and clear. Do not make lists, do not explain what you "
+    "do, and do not stop early. Begin with what the storyteller sees in the morning from the kitchen window."
+)
+QUICK = Load(tokens=10, waves={1: 5, 8: 1, 16: 1}, long=False)
+FULL = Load(tokens=32, waves={1: 6, 8: 2, 16: 2})
 
 
 async def stream(
-    http: httpx.AsyncClient, server: Server, number: int, tokens: int
+    http: httpx.AsyncClient, server: Server, number: int, load: Load
 ) -> tuple[float, float, int]:
     """One streamed chat: seconds to the first text, seconds to the last, tokens by the server's own count."""
     body = {
         "model": server.model,
-        "messages": [{"role": "user", "content": prompt(number)}],
-        "max_tokens": tokens,
+        "messages": [{"role": "user", "content": load.prompt(number)}],
+        "max_tokens": load.tokens,
         "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -224,7 +107,7 @@ async def stream(
     return first, last, count
 
 
-async def measure(server: Server, streams: int, numbers: range, tokens: int) -> Figures:
+async def measure(server: Server, streams: int, numbers: range, load: Load) -> Figures:
     """Closed loop: `streams` clients share the requests `numbers`."""
     waiting = iter(numbers)
     done: list[tuple[float, float, int]] = []
@@ -232,7 +115,7 @@ async def measure(server: Server, streams: int, numbers: range, tokens: int) -> 
     async with httpx.AsyncClient(timeout=300, limits=limits) as http:
 
         async def client() -> None:
-            done.extend([await stream(http, server, number, tokens) for number in waiting])
+            done.extend([await stream(http, server, number, load) for number in waiting])
 
         cpu, started = cpu_by_role(server.pid).total(), time.perf_counter()
         await asyncio.gather(*(client() for _ in range(streams)))
@@ -246,33 +129,18 @@ async def measure(server: Server, streams: int, numbers: range, tokens: int) -> 
     )
 
 
-def rounds(
-    servers: list[Server], count: int, tokens: int, waves: dict[int, int]
-) -> dict[tuple[str, int], list[Figures]]:
-    """Every server under every number of streams, `count` times; a wave is one request per stream."""
+def rounds(servers: list[Server], count: int, load: Load) -> dict[tuple[str, int], list[Figures]]:
+    """Every server under every number of streams, `count` times."""
     found: dict[tuple[str, int], list[Figures]] = {}
     number = 0
     for turn in range(count):
         for streams in STREAMS:
-            numbers = range(number, number := number + streams * waves[streams])
+            numbers = range(number, number := number + streams * load.waves[streams])
             for server in servers[turn % len(servers) :] + servers[: turn % len(servers)]:
                 with only(server, servers):
-                    figures = asyncio.run(measure(server, streams, numbers, tokens))
+                    figures = asyncio.run(measure(server, streams, numbers, load))
                 found.setdefault((server.name, streams), []).append(figures)
     return found
-
-
-@contextmanager
-def only(server: Server, servers: list[Server]) -> Iterator[None]:
-    """The other servers' engines stand still meanwhile."""
-    stopped = [engine for other in servers if other is not server for engine in other.engines()]
-    for engine in stopped:
-        engine.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for engine in stopped:
-            engine.send_signal(signal.SIGCONT)
 
 
 def rows(found: dict[tuple[str, int], list[Figures]]) -> list[Row]:
@@ -330,9 +198,7 @@ def rows(found: dict[tuple[str, int], list[Figures]]) -> list[Row]:
 
 
 def main() -> None:
-    options = parser(__doc__.partition("\n")[0])
-    options.add_argument("--tokens", type=int, default=32, help="output tokens per request")
-    chosen = options.parse_args()
+    chosen = parser(__doc__.partition("\n")[0]).parse_args()
     model = app_of(shoal_config(), "build_model")["args"]
     vllm = dict(model["engine"]["vllm"])
     folder = resolve_model(
@@ -348,12 +214,10 @@ def main() -> None:
         servers = [stack.enter_context(shoal())]  # its clean-up on Ctrl-C needs the main thread
         servers += [peer.result() for peer in starting]
         print(f"all servers ready after {time.perf_counter() - began:.0f} s", flush=True)
-        for server in servers:
-            asyncio.run(measure(server, streams=2, numbers=range(-2, 0), tokens=2))
-        if chosen.quick:
-            found = rounds(servers, 1, 16, {1: 2, 8: 1, 16: 1})
-        else:
-            found = rounds(servers, 5, chosen.tokens, {1: 6, 8: 2, 16: 2})
+        load, count = (QUICK, 1) if chosen.quick else (FULL, 5)
+        for server in servers:  # the first request opens connections and buses
+            asyncio.run(measure(server, streams=2, numbers=range(-2, 0), load=replace(load, tokens=2)))
+        found = rounds(servers, count, load)
         memory = {server.name: memory_by_role(server.pid).total() for server in servers}
     table = rows(found)
     for peer in servers[1:]:

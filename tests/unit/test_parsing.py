@@ -10,6 +10,7 @@ import signal
 import time
 import zipfile
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import docx
@@ -275,9 +276,11 @@ _ELDERS: set[int] = set()
 
 
 def children() -> list[int]:
-    listing = Path(f"/proc/{os.getpid()}/task")
-    found = [int(pid) for task in listing.iterdir() for pid in (task / "children").read_text().split()]
-    return [pid for pid in found if pid not in _ELDERS]
+    found: list[str] = []
+    for task in Path(f"/proc/{os.getpid()}/task").iterdir():
+        with suppress(FileNotFoundError):  # the thread ended since it was listed
+            found += (task / "children").read_text().split()
+    return [pid for pid in map(int, found) if pid not in _ELDERS]
 
 
 async def child() -> int:
