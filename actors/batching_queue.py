@@ -19,7 +19,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from actors import telemetry
 from actors.handles import frames
 from actors.handles.outbox import Outbox
-from actors.policies.decisions import Decision, DispatchSettings, Granted, Outcome, ReplicaReport
+from actors.policies.decisions import (
+    Decision,
+    DispatchSettings,
+    Granted,
+    Lost,
+    Outcome,
+    Preempted,
+    ReplicaReport,
+)
 from actors.policies.dispatch import Dispatcher
 from actors.policies.load import LoadSnapshot
 from actors.types import ModelCard, PriorityClass
@@ -100,6 +108,7 @@ class BatchingQueue:
             max_sequences=report.max_sequences,
             kv_tokens=report.kv_tokens,
             running=report.running,
+            produced_tokens=report.produced_tokens,
             start_up_s=report.start_up_s,
         )
         self._deliver(self._dispatcher.report(known, time.monotonic()))
@@ -145,7 +154,9 @@ class BatchingQueue:
                 self._arrivals.append(now)
             return decisions
         if isinstance(command, frames.End):
-            return dispatcher.end(command.request_id, command.outcome, now)
+            return dispatcher.end(
+                command.request_id, command.outcome, now, output_tokens=command.output_tokens
+            )
         if command.draining:
             dispatcher.replica_draining(command.replica_id, now)
             return []
@@ -153,11 +164,17 @@ class BatchingQueue:
 
     def _deliver(self, decisions: list[Decision]) -> None:
         for decision in decisions:
+            if isinstance(decision, Lost):
+                for everyone in self._gateways.values():
+                    everyone.put(frames.Lost(decision.replica_id))
+                continue
             outbox = self._gateways.get(decision.gateway_id)
             if outbox is None:
                 continue  # the gateway left; `gateway_gone` takes care of what it had
             if isinstance(decision, Granted):
                 outbox.put(frames.Granted(decision.grant))
+            elif isinstance(decision, Preempted):
+                outbox.put(frames.Preempted(decision.request_id))
             else:
                 outbox.put(frames.Refused(decision.request_id, decision.error.to_wire()))
                 telemetry.count("shoal_refused_total", model=self._model, reason=decision.error.code)

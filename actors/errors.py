@@ -177,6 +177,12 @@ class ReplicaGone(Unavailable):
     code = "replica_gone"
 
 
+class CannotResume(Unavailable):
+    """The replica died in the middle of an answer that no other one can go on with."""
+
+    code = "cannot_resume"
+
+
 class DeadlineExceeded(ShoalError):
     """The request's deadline passed before its answer was complete."""
 

@@ -61,6 +61,14 @@ class EngineChoice(BaseModel):
 
 
 @dataclass(slots=True)
+class _Running:
+    """A request in the engine."""
+
+    request_id: str
+    produced_tokens: int = 0
+
+
+@dataclass(slots=True)
 class _Connection:
     """One gateway's bus: where its tokens go, and what runs for it."""
 
@@ -86,7 +94,7 @@ class LLMReplica:
         self._replica_id = context.replica_id.unique_id
         self._engine = engine.build(model, cache_dir)
         self._connections: dict[str, _Connection] = {}
-        self._running: dict[tuple[str, int], str] = {}  # (connection, stream) → request id
+        self._running: dict[tuple[str, int], _Running] = {}  # by connection and stream
         self._failed: EngineFailed | None = None
         self._card: ModelCard = await self._engine.start()
         self._start_up_s = _BOOT_S + time.monotonic() - started
@@ -150,8 +158,8 @@ class LLMReplica:
             wrong = InvalidRequest(f"the request holds a value that no model takes: {error}")
             here.outbox.put(frames.StreamEvent(command.stream, None, wrong.to_wire()))
             return
-        self._running[connection, command.stream] = request.request_id
-        task = asyncio.get_running_loop().create_task(self._generate(here, command.stream, request))
+        running = self._running[connection, command.stream] = _Running(request.request_id)
+        task = asyncio.get_running_loop().create_task(self._generate(here, command.stream, request, running))
         here.tasks[command.stream] = task
         task.add_done_callback(lambda _: self._ended(connection, here, command.stream))
 
@@ -168,11 +176,14 @@ class LLMReplica:
         here.tasks.pop(stream, None)
         self._running.pop((connection, stream), None)
 
-    async def _generate(self, here: _Connection, stream: int, request: GenerationRequest) -> None:
+    async def _generate(
+        self, here: _Connection, stream: int, request: GenerationRequest, running: _Running
+    ) -> None:
         put = here.outbox.put
         delta: TokenDelta | None = None
         try:
             async for delta in self._engine.generate(request):
+                running.produced_tokens += len(delta.token_ids)
                 put(frames.StreamEvent(stream, delta))
             if delta is None or delta.usage is None:  # its reader would wait for the rest until the deadline
                 raise ShoalError("the engine gave this request up before its answer was complete")  # noqa: TRY301  one road for all errors
@@ -208,7 +219,8 @@ class LLMReplica:
             card=self._card,
             max_sequences=capacity.max_sequences,
             kv_tokens=capacity.kv_tokens,
-            running=list(self._running.values()),
+            running=[running.request_id for running in self._running.values()],
+            produced_tokens=[running.produced_tokens for running in self._running.values()],
             start_up_s=self._start_up_s,
         )
         try:

@@ -113,10 +113,20 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """What an earlier attempt has given its reader of one choice."""
+
+    token_ids: tuple[int, ...] = ()
+    text_chars: int = 0  # of the answer's text, without what `echo` put before it
+    finish_reason: FinishReason | None = None  # the choice has ended
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationRequest:
     """One generation for one engine. Exactly one of `messages`, `prompt`, `prompt_token_ids` is set.
 
-    `cache_salt` is set by the gateway from the tenant, so prefix caches never mix tenants.
+    `cache_salt` is set by the gateway from the tenant, so prefix caches never mix tenants. `progress` is set when
+    another replica began this answer and died: one entry per choice, in order; the engine goes on behind it.
     """
 
     request_id: str
@@ -130,6 +140,7 @@ class GenerationRequest:
     response_format: ResponseFormat = field(default_factory=ResponseFormat)
     echo: bool = False  # legacy completions: the prompt is returned before the text
     cache_salt: str = ""
+    progress: tuple[Progress, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a request without exactly one prompt: a bug of the caller, not of the user."""
@@ -203,6 +214,7 @@ class Ticket:
     attempt: int = 1
     sequences: int = 1  # engine slots it takes: `n` of the request
     returning: bool = False  # it was in line before and a fault brings it back: it is not refused again
+    prefix: tuple[int, ...] = ()  # chained hashes of the prompt's blocks, salted with the tenant
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -51,6 +51,9 @@ class LLMEngine(Protocol):
     def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         """Run one request and yield what each engine step adds.
 
+        With `request.progress` the answer goes on behind it: nothing of it comes again, nothing is left out, and
+        `usage` counts the whole answer. At temperature 0 the bytes are those of an answer without a break.
+
         Closing the iterator aborts the request; an aborted one simply ends. Otherwise every choice ends with
         a `finish_reason`, and the last delta of the request carries `usage`.
 
@@ -59,6 +62,7 @@ class LLMEngine(Protocol):
             ContextLengthExceeded: the rendered prompt leaves no room for one output token, or
                 prompt + max_tokens passes the context.
             Conflict: a request with this id runs already.
+            CannotResume: this kind of answer cannot go on behind `progress`.
             EngineFailed: the engine died; nothing more comes.
         """
 

@@ -30,6 +30,7 @@ class End(msgspec.Struct, frozen=True, array_like=True, tag="end"):
 
     request_id: str
     outcome: Outcome
+    output_tokens: int = 0  # of this attempt, as far as the gateway has seen them
 
 
 class Gone(msgspec.Struct, frozen=True, array_like=True, tag="gone"):
@@ -50,6 +51,18 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
 
     request_id: str
     error: dict[str, Any]
+
+
+class Preempted(msgspec.Struct, frozen=True, array_like=True, tag="preempted"):
+    """Queue → gateway: a running request's slot is wanted; stop it and submit it again with what it has."""
+
+    request_id: str
+
+
+class Lost(msgspec.Struct, frozen=True, array_like=True, tag="lost"):
+    """Queue → gateway: a replica has fallen silent; what runs there goes elsewhere."""
+
+    replica_id: str
 
 
 class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):
@@ -81,6 +94,7 @@ class Report(msgspec.Struct, frozen=True, array_like=True):
     max_sequences: int
     kv_tokens: int
     running: list[str]
+    produced_tokens: list[int]
     start_up_s: float
 
 
@@ -91,7 +105,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
 
 
 QueueCommand = Submit | End | Gone
-QueueEvent = Granted | Refused | Hello
+QueueEvent = Granted | Refused | Preempted | Lost | Hello
 ReplicaCommand = Start | Abort
 
 encode = msgspec.msgpack.Encoder().encode

@@ -204,7 +204,7 @@ class QueueClient:
                 self.end(event.grant.request_id, "cancelled")
             else:
                 pending.answer.set_result(event.grant)
-        else:
+        elif isinstance(event, frames.Refused):
             pending = self._pending.get(event.request_id)
             if pending is not None and not pending.answer.done():
                 pending.answer.set_exception(from_wire(event.error))

@@ -34,7 +34,22 @@ class Refused:
     error: ShoalError
 
 
-Decision = Granted | Refused
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preempted:
+    """Take a running request off its replica and submit it again with what it has: its slot is wanted."""
+
+    gateway_id: str
+    request_id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lost:
+    """A replica has fallen silent: every gateway takes what runs there elsewhere."""
+
+    replica_id: str
+
+
+Decision = Granted | Refused | Preempted | Lost
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +60,7 @@ class ReplicaReport:
     max_sequences: int
     kv_tokens: int
     running: Sequence[str]  # request ids
+    produced_tokens: Sequence[int] = ()  # output of each running request since it began there
     start_up_s: float
 
 

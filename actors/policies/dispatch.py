@@ -78,11 +78,12 @@ class Dispatcher:
         )
         return self._dispatch(now)
 
-    def end(self, request_id: str, outcome: Outcome, now: float) -> list[Decision]:
+    def end(self, request_id: str, outcome: Outcome, now: float, output_tokens: int = 0) -> list[Decision]:
         """End a ticket wherever it is: in line, running, or between two attempts; unknown ids are ignored.
 
         Its caller left or its deadline passed while it waited, or its generation ended.
         """
+        del output_tokens
         if outcome != "retried":
             self._ended.add(request_id, now)
         return self._end(request_id, outcome, now)

@@ -47,7 +47,9 @@ def submit(request_id, **fields):
 
 
 async def report(queue, *running, slots=1, replica_id="a"):
-    await queue.report(frames.encode(frames.Report(replica_id, CARD, slots, 1000, list(running), 1.0)))
+    await queue.report(
+        frames.encode(frames.Report(replica_id, CARD, slots, 1000, list(running), [0] * len(running), 1.0))
+    )
 
 
 def granted(events):

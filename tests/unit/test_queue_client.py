@@ -31,7 +31,7 @@ def new_queue():
 
 
 async def report(actor, *running, slots=1, replica_id="a"):
-    sent = frames.Report(replica_id, CARD, slots, 1000, list(running), 1.0)
+    sent = frames.Report(replica_id, CARD, slots, 1000, list(running), [0] * len(running), 1.0)
     await actor.report(frames.encode(sent))
 
 
@@ -217,4 +217,4 @@ async def test_the_connection_and_its_commands_belong_to_no_request(client, serv
 async def test_a_reporter_says_that_the_queue_is_away_whatever_happened(served):
     served.before_call = lambda _: (_ for _ in ()).throw(asyncio.CancelledError())
     with pytest.raises(Unavailable):
-        await QueueReporter("m").report(frames.Report("a", CARD, 1, 1000, [], 1.0))
+        await QueueReporter("m").report(frames.Report("a", CARD, 1, 1000, [], [], 1.0))
