@@ -18,10 +18,6 @@ CARD = ModelCard(name="m", context_tokens=100, tokenizer="scripted")
 LAST = TokenDelta(0, "b", usage=Usage(1, 2))
 
 
-def running(replica):
-    return [one.request_id for one in replica._running.values()]
-
-
 class Engine:
     """Yields what tests put in; closing a generator is an abort."""
 
@@ -131,7 +127,7 @@ def start(stream, request_id):
 
 
 def running(replica):
-    return sorted(running(replica))
+    return sorted(one.request_id for one in replica._running.values())
 
 
 async def test_one_step_of_all_streams_is_one_frame(bus, engine, replica):
