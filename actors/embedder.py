@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from pydantic import Field
@@ -144,6 +144,13 @@ class Embedder:
         return Embeddings(
             vectors=rows.astype("<f4").tobytes(), dimensions=rows.shape[1], tokens=tokens, rows=counts
         )
+
+    async def answer(
+        self, inputs: Sequence[str | Sequence[int]], kind: EmbeddingKind, **options: Any
+    ) -> AsyncIterator[Embeddings | None]:
+        """`embed` for callers over a handle; the first item, None, says that the call has arrived."""
+        yield None
+        yield await self.embed(inputs, kind, **options)
 
     async def info(self) -> EmbeddingModelInfo:
         """What the model is."""

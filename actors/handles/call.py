@@ -59,28 +59,35 @@ async def result(response: Awaitable[Any], *, timeout_s: float, what: str) -> An
         raise_ours(error, what)
 
 
-async def taken(response: Any, *, within_s: float, what: str) -> None:
-    """Return once a replica has the call: while there is none, Serve's router would hold it without a bound.
+async def answered(stream: Any, *, taken_s: float, timeout_s: float, what: str) -> Any:
+    """Await a method that yields twice: at once, to say that it has the call, and its answer.
+
+    While there is no replica, Serve's router would hold a call without a bound, and a unary one does not tell
+    whether anybody works on it.
 
     Args:
-        response: what `.remote()` returned; `result` then waits for its answer.
-        within_s: the longest wait; then the call is cancelled.
-        what: the stage's name for messages.
+        stream: what `.remote()` returned.
+        taken_s: the longest wait for the first item.
+        timeout_s: the longest wait for both.
+        what: the stage's name for messages ("embedder").
 
     Raises:
-        Unavailable: no replica took it.
+        ShoalError: the callee's own error, or
+            Unavailable: no replica took it in time, or it broke;
+            DeadlineExceeded: no answer in time;
+            ReplicaGone: the replica died or left under the call.
     """
+    deadline = asyncio.get_running_loop().time() + timeout_s
     try:
-        async with asyncio.timeout(within_s):
-            await response._fetch_future_result_async()  # noqa: SLF001  the public way waits for the answer too
-    except TimeoutError:
-        raise Unavailable(f"the {what} is not available", retry_after_s=1.0) from None
-    except asyncio.CancelledError:
-        if cancelled():
-            raise
-        raise ReplicaGone(f"the {what} cancelled the call") from None
-    except Exception as error:
-        raise_ours(error, what)
+        try:
+            await result(anext(stream), timeout_s=min(taken_s, timeout_s), what=what)
+        except DeadlineExceeded:
+            raise Unavailable(f"the {what} is not available", retry_after_s=1.0) from None
+        left_s = max(deadline - asyncio.get_running_loop().time(), 0.001)
+        return await result(anext(stream), timeout_s=left_s, what=what)
+    except BaseException:
+        stream.cancel()
+        raise
 
 
 def cancelled() -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from actors.engines.embedding import EmbeddingKind, EmbeddingModelInfo
 from actors.errors import InvalidRequest, ShoalError
-from actors.handles.call import deployment_handle, result, taken
+from actors.handles.call import answered, deployment_handle, result
 from actors.types import Embeddings
 
 EMBEDDER_DEPLOYMENT = "Embedder"
@@ -23,7 +23,7 @@ _PART_INPUTS = 64
 _PARTS_AT_ONCE = 4
 _INPUT_BYTES = 1_000_000
 _BYTES_PER_ID = 5
-_REPLICA_WAIT_S = 2.0  # for a replica to take a call; without one it takes none at all, with one milliseconds
+_REPLICA_WAIT_S = 2.0  # for a replica to take a call: with one that lives it takes milliseconds
 _PLACE = re.compile(r"^input\[(\d+)\]$")
 
 Inputs = Sequence[str] | Sequence[Sequence[int]]
@@ -68,12 +68,12 @@ class EmbedderClient:
 
         async def one(part: slice) -> Embeddings:
             async with room:
-                call = self._method("embed").remote(inputs[part], kind, dimensions=dimensions, pool=pool)
+                call = self._method("answer").remote(inputs[part], kind, dimensions=dimensions, pool=pool)
                 left_s = max(deadline - time.monotonic(), 0.001)
                 try:
-                    await taken(call, within_s=min(left_s, _REPLICA_WAIT_S), what="embedder")
-                    left_s = max(deadline - time.monotonic(), 0.001)
-                    found: Embeddings = await result(call, timeout_s=left_s, what="embedder")
+                    found: Embeddings = await answered(
+                        call, taken_s=_REPLICA_WAIT_S, timeout_s=left_s, what="embedder"
+                    )
                 except InvalidRequest as error:
                     raise _moved(error, part.start) from None
                 return found
@@ -95,8 +95,8 @@ class EmbedderClient:
         if not self._handles:
             handle = deployment_handle(EMBEDDER_DEPLOYMENT, self._app_name)
             self._handles = {
-                method: handle.options(method_name=method, _by_reference=False)
-                for method in ("embed", "info")
+                "answer": handle.options(method_name="answer", stream=True, _by_reference=False),
+                "info": handle.options(method_name="info", _by_reference=False),
             }
         return self._handles[name]
 

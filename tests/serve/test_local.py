@@ -33,6 +33,7 @@ CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
 FACT = "Every employee of Shoal Industries has 27 days of paid leave per year."
 QUESTION = "How many days of paid leave does an employee have?"
 START_S, STOP_S = 240, 60
+REPLICA_WAIT_S = 2.0  # actors.handles.embedder
 RETRIEVAL_S = 2.0  # RetrievalSettings.deadline_s
 MOST_MB = 8000
 
@@ -213,6 +214,19 @@ def test_a_chat_over_a_pdf_uses_its_passage_and_cites_it(client, store):
         "file_citation",
         "handbook.pdf",
     )
+
+
+def test_a_document_that_takes_seconds_to_embed_is_ingested(client, store):
+    started = time.monotonic()
+    words = " ".join(
+        f"Paragraph {n} of the long report says that measure {n * 7} was taken." for n in range(1200)
+    )
+    file = client.vector_stores.files.upload_and_poll(
+        vector_store_id=store.id, file=("report.txt", words.encode())
+    )
+    assert (file.status, file.last_error) == ("completed", None)
+    assert time.monotonic() - started > REPLICA_WAIT_S, "too short to prove anything"
+    client.vector_stores.files.delete(vector_store_id=store.id, file_id=file.id)
 
 
 def test_the_readmes_own_example_runs_as_it_stands(local, store, folder):

@@ -26,24 +26,31 @@ class Handle:
 
     def remote(self, *args, **kwargs):
         assert self.given["_by_reference"] is False
-        return Response(self.methods[self.given["method_name"]](*args, **kwargs))
+        if self.given.get("stream"):
+            return Stream(self.methods["embed"](*args, **kwargs))
+        return self.methods[self.given["method_name"]](*args, **kwargs)
 
 
-class Response:
-    """What `.remote()` gives: a replica has the call when the first future is done."""
+class Stream:
+    """What a streaming `.remote()` gives: None once a replica has the call, then its answer."""
 
     taken = True
 
     def __init__(self, answer):
-        self.answer = answer
+        self.items, self.cancelled = self._items(answer), False
 
-    async def _fetch_future_result_async(self):
+    def __anext__(self):
+        return anext(self.items)
+
+    def cancel(self):
+        self.cancelled = True
+
+    async def _items(self, answer):
         if not self.taken:
-            self.answer.close()
+            answer.close()
             await asyncio.Event().wait()
-
-    def __await__(self):
-        return self.answer.__await__()
+        yield None
+        yield await answer
 
 
 @pytest.fixture
@@ -158,11 +165,21 @@ async def test_a_call_that_no_replica_takes_is_given_up_long_before_its_time_out
         return embeddings_of(inputs)
 
     monkeypatch.setattr(embedder, "_REPLICA_WAIT_S", 0.02)
-    monkeypatch.setattr(Response, "taken", False)
+    monkeypatch.setattr(Stream, "taken", False)
     deployed(embed=embed)
     with pytest.raises(Unavailable, match="embedder is not available") as down:
         await EmbedderClient().embed(["x"], timeout_s=30)
     assert down.value.retry_after_s == 1
+
+
+async def test_an_answer_may_take_longer_than_a_replica_may_to_take_the_call(deployed, monkeypatch):
+    async def embed(inputs, _kind, **_):
+        await asyncio.sleep(0.1)
+        return embeddings_of(inputs)
+
+    monkeypatch.setattr(embedder, "_REPLICA_WAIT_S", 0.02)
+    deployed(embed=embed)
+    assert await EmbedderClient().embed(["x"], timeout_s=30) == embeddings_of(["x"])
 
 
 async def test_a_search_knows_less_time_than_its_caller_has_so_that_it_can_answer_itself(deployed):
