@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -159,6 +159,8 @@ class LLMReplica:
             here.outbox.put(frames.StreamEvent(command.stream, None, wrong.to_wire()))
             return
         running = self._running[connection, command.stream] = _Running(request.request_id)
+        if command.attempt > 1:  # the engine may still know the id from an attempt that is just being stopped
+            request = replace(request, request_id=f"{request.request_id}~{command.attempt}")
         task = asyncio.get_running_loop().create_task(self._generate(here, command.stream, request, running))
         here.tasks[command.stream] = task
         task.add_done_callback(lambda _: self._ended(connection, here, command.stream))

@@ -214,6 +214,7 @@ class Ticket:
     attempt: int = 1
     sequences: int = 1  # engine slots it takes: `n` of the request
     returning: bool = False  # it was in line before and a fault brings it back: it is not refused again
+    preemptible: bool = True  # it can give its slot up and go on elsewhere; asked of batch tickets only
     prefix: tuple[int, ...] = ()  # chained hashes of the prompt's blocks, salted with the tenant
 
 

@@ -8,6 +8,7 @@ The cost per token is what matters here: one encoded frame, one `send`, no task 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 
@@ -22,11 +23,16 @@ from app.schemas.bad_input import error_object
 T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
+_LAST_READ_S = 30.0  # behind the deadline, for the error event
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies pass each event on at once
 
 
 class DeltaStream(Protocol):
     """Deltas of one answer. Closing it cancels the work behind it, down to the engine; twice is once."""
+
+    @property
+    def expires_at(self) -> float:
+        """When the work ends at the latest, in the event loop's time."""
 
     def __aiter__(self) -> AsyncIterator[TokenDelta]:
         """Iterate; raises `ShoalError` when the work fails."""
@@ -133,6 +139,14 @@ class EventStreamResponse(Response):
 
     async def _send_events(self, send: Send) -> bytes:
         """Send all events but the last ones, which are returned."""
+        try:
+            # A client that reads nothing holds up a send for ever; what it has not read by then is given up.
+            async with asyncio.timeout_at(self._stream.expires_at + _LAST_READ_S):
+                return await self._send_all(send)
+        except TimeoutError:
+            raise ClientClosed("the client does not read") from None
+
+    async def _send_all(self, send: Send) -> bytes:
         encode = self._encoder.event
         try:
             await send({"type": "http.response.body", "body": self._encoder.opening(), "more_body": True})

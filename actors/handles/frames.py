@@ -70,6 +70,7 @@ class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):
 
     stream: int
     request: msgspec.Raw  # `encode_request`: one that cannot be sent fails alone, not with its whole frame
+    attempt: int = 1  # of this request: an earlier one may still be ending on the same replica
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):

@@ -18,9 +18,8 @@ from actors.handles import frames
 from actors.handles.call import deployment_handle, detached, ours, result
 from actors.handles.outbox import Coalescer
 from actors.handles.replica_directory import DIRECTORY
-from actors.handles.token_stream import TokenStream
 from actors.telemetry import logger
-from actors.types import GenerationRequest
+from actors.types import GenerationRequest, TokenDelta
 
 LLM_DEPLOYMENT = "LLMReplica"
 _OPEN_TIMEOUT_S = 10.0
@@ -38,7 +37,18 @@ class BusOwner(Protocol):
         """The replica has left the router and finishes its work."""
 
 
-OnEnd = Callable[[ShoalError | None], None]
+class Sink(Protocol):
+    """Where the tokens of one stream go."""
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more is wanted: the last delta came, or it failed, or it was left."""
+
+    def push(self, delta: TokenDelta) -> None:
+        """A delta from the engine, in order."""
+
+    def end(self, error: ShoalError) -> None:
+        """It failed; nothing more comes."""
 
 
 class Bus:
@@ -53,7 +63,7 @@ class Bus:
         self._connection = connection
         self.replica_id = replica_id
         self._on_close = on_close
-        self._streams: dict[int, TokenStream] = {}
+        self._streams: dict[int, Sink] = {}
         self._numbers = itertools.count(1)
         self._commands: Coalescer[frames.ReplicaCommand] = Coalescer(self._send)
         self._opened = asyncio.Event()
@@ -61,7 +71,7 @@ class Bus:
         self.closed_idle = False  # by us; says nothing of the replica
         self._reader = detached(self._read())
 
-    async def start(self, request: GenerationRequest, on_end: OnEnd) -> RunningStream:
+    async def start(self, request: GenerationRequest, attempt: int, sink: Sink) -> RunningStream:
         """Start a request on the replica.
 
         Raises:
@@ -81,15 +91,18 @@ class Bus:
         if self._draining():
             raise ReplicaGone("the replica has left and finishes what it runs")
         number = next(self._numbers)
-        stream = self._streams[number] = TokenStream(on_end)
-        self._commands.put(frames.Start(number, encoded))
-        return RunningStream(self, number, stream)
+        self._streams[number] = sink
+        self._commands.put(frames.Start(number, encoded, attempt))
+        return RunningStream(self, number)
 
     def drop(self, number: int) -> None:
         """Cancel a stream that has not ended, down to the engine."""
-        stream = self._forget(number)
-        if stream is not None and not stream.ended:
+        if self._forget(number) is not None:
             self._commands.put(frames.Abort(number))
+
+    def give_up(self) -> None:
+        """Close it and take what runs on it for lost: the replica has fallen silent."""
+        self._reader.cancel()
 
     def close_if_idle(self) -> None:
         """Close once nothing runs on it."""
@@ -124,7 +137,7 @@ class Bus:
         if stream.ended:
             self._forget(event.stream)
 
-    def _forget(self, number: int) -> TokenStream | None:
+    def _forget(self, number: int) -> Sink | None:
         """Take a stream off the bus. A replica that has left the router waits for its last bus to close."""
         stream = self._streams.pop(number, None)
         if not self._streams and self._draining():
@@ -160,12 +173,11 @@ class Bus:
 
 
 class RunningStream:
-    """A request that runs on a replica: its tokens, and the way to stop it."""
+    """A request that runs on a replica: the way to stop it."""
 
-    def __init__(self, bus: Bus, number: int, tokens: TokenStream) -> None:
+    def __init__(self, bus: Bus, number: int) -> None:
         self._bus = bus
         self._number = number
-        self.tokens = tokens
 
     def cancel(self) -> None:
         """Stop it in the engine; nothing happens when it has ended."""
@@ -190,13 +202,16 @@ class ReplicaPool:
         self._handle: Any = None
         self._closing = False
 
-    async def start(self, replica_id: str, request: GenerationRequest, on_end: OnEnd) -> RunningStream:
+    async def start(
+        self, replica_id: str, request: GenerationRequest, attempt: int, sink: Sink
+    ) -> RunningStream:
         """Run a request on the granted replica.
 
         Args:
             replica_id: from the grant.
             request: what to generate.
-            on_end: see `TokenStream`.
+            attempt: which start of this request it is; an earlier one may still be ending there.
+            sink: where the tokens go.
 
         Raises:
             ReplicaGone: it has left or died; take a new grant.
@@ -205,11 +220,17 @@ class ReplicaPool:
         if bus is None:
             bus = self._open(replica_id)
         try:
-            return await bus.start(request, on_end)
+            return await bus.start(request, attempt, sink)
         except ReplicaGone:
             if DIRECTORY.has_left(self._app_name, replica_id):
                 self._owner.replica_draining(replica_id)  # its queue, new perhaps, has not heard of it
             raise
+
+    def give_up(self, replica_id: str) -> None:
+        """A replica has fallen silent: its streams end with `ReplicaGone`."""
+        bus = self._buses.get(replica_id)
+        if bus is not None:
+            bus.give_up()
 
     def close(self) -> None:
         """Close every idle bus, saying nothing of their replicas: this gateway leaves, not they."""

@@ -12,9 +12,9 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from actors.errors import DeadlineExceeded, ShoalError, Unavailable, from_wire
 from actors.handles import frames
@@ -49,19 +49,32 @@ class _Pending:
         )
 
 
+class QueueListener(Protocol):
+    """Who hears what a queue says of its own accord."""
+
+    def queue_lost(self) -> None:
+        """It cannot be reached: its model may have been removed."""
+
+    def preempted(self, request_id: str) -> None:
+        """A running request is to give its slot up."""
+
+    def replica_silent(self, replica_id: str) -> None:
+        """A replica does not report any more."""
+
+
 class QueueClient:
     """One model's queue, from one gateway.
 
     Args:
         app_name: the model's Serve application.
         gateway_id: this gateway replica.
-        on_lost: called when the queue cannot be reached: its model may have been removed.
+        listener: hears what is no answer to a ticket.
     """
 
-    def __init__(self, app_name: str, gateway_id: str, on_lost: Callable[[], None]) -> None:
+    def __init__(self, app_name: str, gateway_id: str, listener: QueueListener) -> None:
         self._app_name = app_name
         self._gateway_id = gateway_id
-        self._on_lost = on_lost
+        self._listener = listener
         self._connections = itertools.count()
         self._connection: str | None = None  # id of the live connection
         self._pending: dict[str, _Pending] = {}
@@ -105,10 +118,16 @@ class QueueClient:
             if outcome is not None:  # also gives back a grant that came in the tick of the cancellation
                 self.end(ticket.request_id, outcome)
 
-    def end(self, request_id: str, outcome: Outcome) -> None:
-        """A ticket's life is over: its credit or place is free."""
+    def end(self, request_id: str, outcome: Outcome, output_tokens: int = 0) -> None:
+        """A ticket's life, or one attempt of it, is over: its credit or place is free.
+
+        Args:
+            request_id: of the ticket.
+            outcome: how it ended.
+            output_tokens: what the attempt produced.
+        """
         if self._connection is not None:
-            self._commands.put(frames.End(request_id, outcome))
+            self._commands.put(frames.End(request_id, outcome, output_tokens))
 
     def gone(self, replica_id: str, *, draining: bool = False) -> None:
         """Tell the queue that a replica cannot be reached, or that it has left the router and drains."""
@@ -163,7 +182,7 @@ class QueueClient:
                 if self._connection == connection:
                     self._connection = None
             _log.info("queue_lost", app=self._app_name, reason=reason)
-            self._on_lost()
+            self._listener.queue_lost()
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, _RECONNECT_S[1])
 
@@ -208,6 +227,10 @@ class QueueClient:
             pending = self._pending.get(event.request_id)
             if pending is not None and not pending.answer.done():
                 pending.answer.set_exception(from_wire(event.error))
+        elif isinstance(event, frames.Preempted):
+            self._listener.preempted(event.request_id)
+        else:
+            self._listener.replica_silent(event.replica_id)
 
     async def _send(self, commands: list[frames.QueueCommand]) -> None:
         connection = self._connection

@@ -1,61 +1,79 @@
-"""The reading end of one request's tokens, inside a gateway.
+"""The reading end of one answer, inside a gateway.
 
-`actors.handles.llm` pushes what comes over the bus; the gateway reads at its own pace. The engine's end is
-told at once, however slow the reader is.
+`actors.handles.generation` pushes what comes over the bus, from however many replicas it takes; the gateway
+reads at its own pace. What a slow reader has not read is merged, so it costs its text and ids and no more, and
+it slows nobody: the engine's end is told at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 
 from actors.errors import ShoalError
-from actors.types import TokenDelta, Usage
+from actors.types import TokenDelta
+
+_MERGE_AT = 64  # unread deltas
+MOST_UNREAD_TOKENS = 16_384  # their ids are 64 KB
 
 
 class TokenStream:
-    """The deltas of one request, in order; an async iterator that ends after the delta with `usage`.
+    """The deltas of one answer, in order; an async iterator that ends after the delta with `usage`."""
 
-    Args:
-        on_end: called exactly once, with None or the error, when the engine is done with the request: before
-            a slow reader has read everything.
-    """
-
-    def __init__(self, on_end: Callable[[ShoalError | None], None]) -> None:
+    def __init__(self) -> None:
         self._deltas: deque[TokenDelta] = deque()
         self._error: ShoalError | None = None
-        self._on_end = on_end
         self._wake: asyncio.Future[None] | None = None
         self._finished: asyncio.Future[None] | None = None
-        self.ended = False  # the engine has finished or failed
-        self.usage: Usage | None = None  # known at the end of a good answer
+        self._unread_tokens = 0
+        self._merge_at = _MERGE_AT
+        self.ended = False  # nothing more comes
+        self.taken = False  # somebody has read of it
 
     def push(self, delta: TokenDelta) -> None:
         """Take a delta from the bus."""
         if self.ended:
             return
         self._deltas.append(delta)
+        self._unread_tokens += len(delta.token_ids)
         if delta.usage is not None:
-            self.usage = delta.usage
             self.end(None)
-        self._notify()
+        elif len(self._deltas) >= self._merge_at:
+            self._merge()
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
 
-    def end(self, error: ShoalError | None) -> None:
-        """Finish; later calls change nothing."""
+    def end(self, error: ShoalError | None, *, drop_unread: bool = False) -> None:
+        """Finish; later calls change nothing.
+
+        Args:
+            error: None: the answer is complete.
+            drop_unread: the reader gets the error at once, without what it has not read.
+        """
         if self.ended:
             return
         self.ended = True
         self._error = error
-        self._on_end(error)
-        self._notify()
-        if self._finished is not None and not self._finished.done():
-            self._finished.set_result(None)
+        if drop_unread:
+            self._deltas.clear()
+        for waiter in (self._wake, self._finished):
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+
+    def restart(self) -> None:
+        """Forget everything: nobody has read of it, and the answer begins again."""
+        self._deltas.clear()
+        self._unread_tokens = 0
 
     @property
     def error(self) -> ShoalError | None:
         """Why it ended, once it has; None for a good end."""
         return self._error
+
+    @property
+    def unread_tokens(self) -> int:
+        """Tokens that have come and were not read."""
+        return self._unread_tokens
 
     async def wait(self) -> None:
         """Return when a delta can be read.
@@ -72,7 +90,7 @@ class TokenStream:
             await self._wake
 
     async def wait_for_end(self) -> None:
-        """Return when the engine is done with it; what has come can be read then."""
+        """Return when nothing more comes; what has come can be read then."""
         if not self.ended:
             self._finished = asyncio.get_running_loop().create_future()
             await self._finished
@@ -81,17 +99,50 @@ class TokenStream:
         """Everything that has arrived and was not read, without waiting."""
         ready = list(self._deltas)
         self._deltas.clear()
+        self._unread_tokens = 0
         return ready
 
     def __aiter__(self) -> TokenStream:
         return self
 
     async def __anext__(self) -> TokenDelta:
-        await self.wait()
         if not self._deltas:
-            raise StopAsyncIteration
-        return self._deltas.popleft()
+            await self.wait()
+            if not self._deltas:
+                raise StopAsyncIteration
+        self.taken = True
+        delta = self._deltas.popleft()
+        self._unread_tokens -= len(delta.token_ids)
+        return delta
 
-    def _notify(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+    def _merge(self) -> None:
+        """Join what was not read, by choice: order matters only within one."""
+        merged: dict[int, list[TokenDelta]] = {}
+        for delta in self._deltas:
+            merged.setdefault(delta.choice, []).append(delta)
+        self._deltas.clear()
+        for deltas in merged.values():
+            self._deltas.extend(_joined(deltas))
+        self._merge_at = len(self._deltas) + _MERGE_AT
+
+
+def _joined(deltas: list[TokenDelta]) -> list[TokenDelta]:
+    """The same answer in as few deltas as can be: plain text joins, the rest stays as it is."""
+    out: list[TokenDelta] = []
+    run: list[TokenDelta] = []
+    for delta in deltas:
+        if delta.logprobs or delta.tool_calls or delta.finish_reason or delta.usage:
+            out += _one(run)
+            out.append(delta)
+            run = []
+        else:
+            run.append(delta)
+    return out + _one(run)
+
+
+def _one(run: list[TokenDelta]) -> list[TokenDelta]:
+    if len(run) < 2:
+        return run
+    text = "".join(delta.text for delta in run)
+    token_ids = tuple(token_id for delta in run for token_id in delta.token_ids)
+    return [TokenDelta(run[0].choice, text, token_ids)]

@@ -90,6 +90,10 @@ class GenerationStream(Protocol):
     def headers(self) -> Mapping[str, str]:
         """x-ratelimit-*, x-shoal-degraded, x-shoal-cache."""
 
+    @property
+    def expires_at(self) -> float:
+        """Its deadline, in the event loop's time."""
+
     def __aiter__(self) -> AsyncIterator[TokenDelta]:
         """Iterate; raises `ShoalError` when the work fails."""
 

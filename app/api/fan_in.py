@@ -47,6 +47,7 @@ class FanIn:
 
     def __init__(self, streams: Sequence[GenerationStream], choices_each: int) -> None:
         self.headers: Mapping[str, str] = streams[-1].headers
+        self.expires_at = max(stream.expires_at for stream in streams)
         self._streams = streams
         self._running = len(streams)
         self._prompt = self._completion = self._cached = 0

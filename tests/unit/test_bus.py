@@ -59,6 +59,21 @@ class Owner:
         self.draining.append(replica_id)
 
 
+class Sink:
+    """Where a stream's tokens go, as a generation's attempt is."""
+
+    def __init__(self):
+        self.deltas, self.errors, self.ended = [], [], False
+
+    def push(self, delta):
+        self.deltas.append(delta.text)
+        self.ended = delta.usage is not None
+
+    def end(self, error):
+        self.errors.append(type(error))
+        self.ended = True
+
+
 def request(request_id="r1", **fields):
     return GenerationRequest(request_id=request_id, **({"prompt": "hello"} | fields))
 
@@ -97,20 +112,20 @@ async def pool(served, directory, owner):
 
 
 async def start(pool, request_id="r1", replica_id="a", **fields):
-    ends = []
-    running = await pool.start(replica_id, request(request_id, **fields), ends.append)
+    sink = Sink()
+    running = await pool.start(replica_id, request(request_id, **fields), 1, sink)
     await settle()
-    return running, ends
+    return running, sink
 
 
 async def test_tokens_come_to_the_stream_that_asked(pool, replica):
-    one, _ = await start(pool, "one")
-    two, ends = await start(pool, "two")
+    _, one = await start(pool, "one")
+    _, two = await start(pool, "two")
     replica.tokens("two", "b", last=True)
     replica.tokens("one", "a", last=True)
-    assert [d.text async for d in one.tokens] == ["a"]
-    assert [d.text async for d in two.tokens] == ["b"]
-    assert ends == [None]
+    await settle()
+    assert (one.deltas, two.deltas) == (["a"], ["b"])
+    assert (one.errors, two.errors) == ([], [])
     assert replica.open == 1
 
 
@@ -120,17 +135,16 @@ async def test_a_bus_that_breaks_ends_each_of_its_streams_with_one_error(pool, r
     await settle()
     served.break_streams()
     await settle()
-    for _, ends in streams:
-        assert [type(error) for error in ends] == [ReplicaGone]
-    assert [d.text for d in streams[0][0].tokens.take_ready()] == ["a"]
+    assert [sink.errors for _, sink in streams] == [[ReplicaGone]] * 3
+    assert streams[0][1].deltas == ["a"]
     assert owner.lost == ["a"]
 
 
 async def test_a_bus_that_the_other_end_cancels_is_broken_too(pool, served, owner):
-    _, ends = await start(pool)
+    _, sink = await start(pool)
     served.break_streams(asyncio.CancelledError())
     await settle()
-    assert [type(error) for error in ends] == [ReplicaGone]
+    assert sink.errors == [ReplicaGone]
     assert owner.lost == ["a"]
 
 
@@ -140,7 +154,7 @@ async def test_a_handle_that_raises_is_a_lost_replica(pool, served, owner, monke
 
     monkeypatch.setattr("tests.unit.fake_serve.Handle.remote", broken)
     with pytest.raises(ReplicaGone):
-        await pool.start("a", request(), lambda _: None)
+        await pool.start("a", request(), 1, Sink())
     assert owner.lost == ["a"]
 
 
@@ -158,21 +172,22 @@ async def test_a_request_that_cannot_be_sent_fails_alone(pool, replica):
     good = asyncio.ensure_future(start(pool, "good"))
     with pytest.raises(InvalidRequest):
         await start(pool, "bad", tools=(poison,))
-    running, _ = await good
+    _, sink = await good
     replica.tokens("good", "a", last=True)
-    assert [d.text async for d in running.tokens] == ["a"]
+    await settle()
+    assert sink.deltas == ["a"]
 
 
 async def test_what_starts_in_one_tick_is_cut_into_frames_that_grpc_takes(pool, replica):
     text = "x" * 100_000
     await start(pool)
-    await asyncio.gather(*(pool.start("a", request(f"q{n}", prompt=text), lambda _: None) for n in range(60)))
+    await asyncio.gather(*(pool.start("a", request(f"q{n}", prompt=text), 1, Sink()) for n in range(60)))
     await settle()
     assert len(replica.started) == 61
     assert max(map(len, replica.frames)) < 4 << 20
     assert len(replica.frames) == 3
     with pytest.raises(PayloadTooLarge):
-        await pool.start("a", request("huge", prompt="x" * (4 << 20)), lambda _: None)
+        await pool.start("a", request("huge", prompt="x" * (4 << 20)), 1, Sink())
 
 
 async def test_a_bus_that_does_not_open_is_given_up_and_the_next_request_tries_another(
@@ -181,7 +196,7 @@ async def test_a_bus_that_does_not_open_is_given_up_and_the_next_request_tries_a
     monkeypatch.setattr(llm, "_OPEN_TIMEOUT_S", 0.02)
     replica.says_hello = False
     with pytest.raises(ReplicaGone):
-        await pool.start("a", request(), lambda _: None)
+        await pool.start("a", request(), 1, Sink())
     await settle()
     assert (replica.open, owner.lost) == (0, ["a"])
     replica.says_hello = True
@@ -189,19 +204,20 @@ async def test_a_bus_that_does_not_open_is_given_up_and_the_next_request_tries_a
 
 
 async def test_commands_that_were_lost_end_their_streams_only(pool, served, replica, owner):
-    first, _ = await start(pool, "first")
+    _, first = await start(pool, "first")
 
     def fails_once(method):
         served.before_call = lambda _: None
         raise Gone
 
     served.before_call = fails_once
-    _, ends = await start(pool, "second")
-    assert [type(error) for error in ends] == [ReplicaGone]
+    _, second = await start(pool, "second")
+    assert second.errors == [ReplicaGone]
     await settle()
     assert len(replica.aborted) == 1  # it may have arrived all the same
     replica.tokens("first", "a", last=True)
-    assert [d.text async for d in first.tokens] == ["a"]
+    await settle()
+    assert first.deltas == ["a"]
     assert owner.lost == []
 
 
@@ -244,7 +260,7 @@ async def test_a_late_grant_for_a_draining_replica_is_refused_at_once_and_its_qu
     await leave(directory, "b")
     owner.draining.clear()
     with pytest.raises(ReplicaGone):
-        await pool.start("a", request("late"), lambda _: None)
+        await pool.start("a", request("late"), 1, Sink())
     assert owner.draining == ["a"]
     assert list(replica.started) == ["r1"]
 
@@ -257,11 +273,19 @@ async def test_a_replica_that_no_router_has_heard_of_yet_has_not_left(directory)
 
 
 async def test_a_cancelled_stream_is_aborted_and_its_late_tokens_go_nowhere(pool, replica):
-    running, _ = await start(pool)
+    running, sink = await start(pool)
     running.cancel()
     running.cancel()
     await settle()
     assert replica.aborted == [replica.started["r1"]]
     replica.tokens("r1", "late")
     await settle()
-    assert running.tokens.take_ready() == []
+    assert sink.deltas == []
+
+
+async def test_a_silent_replica_is_given_up_and_its_streams_end_at_once(pool, replica, owner):
+    _, sink = await start(pool)
+    pool.give_up("a")
+    pool.give_up("unknown")
+    await settle()
+    assert (sink.errors, owner.lost, replica.open) == ([ReplicaGone], ["a"], 0)

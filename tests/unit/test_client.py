@@ -5,6 +5,7 @@ do not.
 """
 
 import asyncio
+import math
 import struct
 from types import SimpleNamespace
 
@@ -59,6 +60,8 @@ WHALES = Passage(
 
 class FakeStream:
     """Plays a list; None waits until it is closed."""
+
+    expires_at = math.inf
 
     def __init__(self, items, passages=()):
         self.passages, self.headers = passages, {"x-ratelimit-limit-requests": "60"}

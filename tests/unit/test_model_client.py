@@ -4,40 +4,57 @@ import asyncio
 
 import pytest
 
-from actors.errors import DeadlineExceeded, EngineFailed, InvalidRequest, ReplicaGone
+from actors.errors import (
+    CannotResume,
+    ClientClosed,
+    DeadlineExceeded,
+    EngineFailed,
+    InvalidRequest,
+    ReplicaGone,
+)
 from actors.handles.model import Admission, ModelClient
-from actors.handles.token_stream import TokenStream
 from actors.telemetry import StageClock
-from actors.types import GenerationRequest, Grant, Principal, TokenDelta, Usage
+from actors.types import GenerationRequest, Grant, Principal, Progress, SamplingParams, TokenDelta, Usage
+from tests.unit.fake_serve import settle
 
-LAST = TokenDelta(0, "b", usage=Usage(1, 2))
-FIRST = TokenDelta(0, "a")
+LAST = TokenDelta(0, "b", (2,), usage=Usage(1, 2))
+FIRST = TokenDelta(0, "a", (1,))
 
 
 class Queue:
     """Grants at once; notes what it is told."""
 
     def __init__(self):
-        self.tickets, self.ended, self.gone_ids = [], [], []
+        self.tickets, self.ended, self.gone_ids, self.output_tokens = [], [], [], []
 
     async def acquire(self, ticket):
         self.tickets.append(ticket)
         replica_id = f"a{len(self.tickets)}"
         return Grant(request_id=ticket.request_id, replica_id=replica_id, waited_s=0, attempt=ticket.attempt)
 
-    def end(self, request_id, outcome):
+    def end(self, request_id, outcome, output_tokens=0):
         self.ended.append(outcome)
+        self.output_tokens.append(output_tokens)
 
     def gone(self, replica_id, *, draining=False):
         self.gone_ids.append((replica_id, draining))
 
 
 class Running:
-    def __init__(self, tokens):
-        self.tokens, self.cancelled = tokens, 0
+    """A start on a replica, and the sink that its tokens go to."""
+
+    def __init__(self, request, attempt, sink):
+        self.request, self.attempt, self.sink, self.cancelled = request, attempt, sink, 0
 
     def cancel(self):
         self.cancelled += 1
+
+    def play(self, *steps):
+        for step in steps:
+            if isinstance(step, TokenDelta):
+                self.sink.push(step)
+            else:
+                self.sink.end(step)
 
 
 class Pool:
@@ -47,22 +64,16 @@ class Pool:
         self.scripts = list(scripts)
         self.running = []
 
-    async def start(self, _replica_id, _request, on_end):
-        script = self.scripts.pop(0)
-        if script and isinstance(script[0], ReplicaGone):
+    async def start(self, _replica_id, request, attempt, sink):
+        script = self.scripts.pop(0) if self.scripts else []
+        if script and script[0] is START_FAILS:
             raise script[0]
-        tokens = TokenStream(on_end)
-        self.running.append(Running(tokens))
-        asyncio.get_running_loop().call_soon(self._play, tokens, script)
+        self.running.append(Running(request, attempt, sink))
+        asyncio.get_running_loop().call_soon(self.running[-1].play, *script)
         return self.running[-1]
 
-    @staticmethod
-    def _play(tokens, script):
-        for step in script:
-            if isinstance(step, TokenDelta):
-                tokens.push(step)
-            else:
-                tokens.end(step)
+
+START_FAILS = ReplicaGone("it does not start")
 
 
 def client(*scripts):
@@ -71,7 +82,7 @@ def client(*scripts):
     return client
 
 
-async def generate(client, timeout_s=30.0, *, whole=False):
+async def generate(client, timeout_s=30.0, *, whole=False, **fields):
     settled = []
     admission = Admission(
         principal=Principal(tenant="t"),
@@ -80,7 +91,7 @@ async def generate(client, timeout_s=30.0, *, whole=False):
         timeout_s=timeout_s,
         whole=whole,
     )
-    request = GenerationRequest(request_id="r", prompt="x")
+    request = GenerationRequest(request_id="r", prompt="x", **fields)
     try:
         stream = await client.generate(request, admission, StageClock(), settled.append)
     except BaseException as error:
@@ -88,52 +99,109 @@ async def generate(client, timeout_s=30.0, *, whole=False):
     return stream, settled
 
 
+def word(number, **fields):
+    return TokenDelta(0, f"w{number} ", (number,), **fields)
+
+
 async def test_an_answer_settles_and_frees_its_grant_once():
     model = client([FIRST, LAST])
     stream, settled = await generate(model)
     assert [d.text async for d in stream] == ["a", "b"]
     await stream.aclose()
-    assert model._queue.ended == ["answered"]
+    assert (model._queue.ended, model._queue.output_tokens) == (["answered"], [2])
     assert settled == [LAST.usage]
+    assert model._under_way == {}
 
 
-async def test_an_answer_that_came_whole_leaves_no_timer_behind():
+async def test_an_answer_that_has_come_leaves_no_timer_behind():
     stream, _ = await generate(client([FIRST, LAST]), timeout_s=3600)
-    assert stream._expiry is None
-    slow = client([FIRST])
-    stream, _ = await generate(slow, timeout_s=3600)
-    slow._pool.running[0].tokens.push(LAST)
-    assert stream._expiry.cancelled()
+    assert stream._generation._expiry.cancelled()
 
 
 @pytest.mark.parametrize("error", [ReplicaGone("x"), EngineFailed("x")])
-async def test_a_failure_behind_the_first_delta_that_nobody_has_read_is_tried_again(error):
-    model = client([FIRST, error], [FIRST, LAST])
+async def test_a_stream_goes_on_from_the_exact_token_on_another_replica(error):
+    model = client([word(0)])
     stream, settled = await generate(model)
-    assert [d.text async for d in stream] == ["a", "b"]
-    assert model._queue.ended == ["retried", "answered"]
-    assert settled == [LAST.usage]
-    assert model._pool.running[0].cancelled == 1
+    assert (await anext(stream)).text == "w0 "
+    first = model._pool.running[0]
+    first.play(word(1), error)
+    first.play(word(99))  # what a dead replica still says goes nowhere
+    await settle()
+    second = model._pool.running[1]
+    assert second.request.progress == (Progress(token_ids=(0, 1), text_chars=6),)
+    assert (first.attempt, second.attempt) == (1, 2)
+    second.play(word(2), word(3, usage=Usage(1, 4)))
+    assert [d.text async for d in stream] == ["w1 ", "w2 ", "w3 "]
+    assert (model._queue.ended, model._queue.output_tokens) == (["retried", "answered"], [2, 2])
+    assert settled == [Usage(1, 4)]
+    ticket = model._queue.tickets[1]
+    assert (ticket.returning, ticket.attempt, ticket.prompt_tokens) == (True, 2, 3)
 
 
-async def test_a_failure_after_the_first_token_ends_the_stream_with_one_error():
-    model = client([FIRST])
+async def test_three_replicas_may_die_under_an_answer_then_its_reader_gets_one_error():
+    model = client([word(0)])
     stream, settled = await generate(model)
-    assert (await anext(stream)).text == "a"
-    model._pool.running[0].tokens.end(ReplicaGone("x"))
-    with pytest.raises(ReplicaGone):
+    for number in range(3):
+        await settle()
+        model._pool.running[number].play(word(number + 1), ReplicaGone(str(number)))
+    assert [(await anext(stream)).text for _ in range(4)] == ["w0 ", "w1 ", "w2 ", "w3 "]
+    with pytest.raises(ReplicaGone, match="2"):
         await anext(stream)
-    assert (model._queue.ended, settled) == (["failed"], [None])
+    assert model._queue.ended == ["retried", "retried", "failed"]
+    assert settled == [None]
 
 
-async def test_three_attempts_are_made_and_the_last_failure_is_told():
-    model = client(*([ReplicaGone(str(n))] for n in range(3)))
+async def test_a_start_that_fails_is_tried_elsewhere_and_the_last_failure_is_told():
+    model = client([START_FAILS], [START_FAILS], [START_FAILS])
     error, settled = await generate(model)
-    assert error.message == "2"
+    assert error is START_FAILS
     assert model._queue.ended == ["retried", "retried", "failed"]
     assert [t.attempt for t in model._queue.tickets] == [1, 2, 3]
     assert [t.returning for t in model._queue.tickets] == [False, True, True]
     assert settled == [None]
+
+
+async def test_an_answer_that_cannot_go_on_begins_again_while_nobody_has_read_of_it():
+    model = client(
+        [word(0), ReplicaGone("x")], [CannotResume("grammar")], [word(5), word(6, usage=Usage(1, 2))]
+    )
+    stream, _ = await generate(model, whole=True)
+    assert [d.text async for d in stream] == ["w5 ", "w6 "]
+    assert [bool(one.request.progress) for one in model._pool.running] == [False, True, False]
+
+
+async def test_an_answer_that_cannot_go_on_and_was_read_ends_with_one_error():
+    model = client([word(0)], [CannotResume("grammar")])
+    stream, _ = await generate(model)
+    await anext(stream)
+    model._pool.running[0].play(ReplicaGone("x"))
+    with pytest.raises(CannotResume):
+        await anext(stream)
+    assert model._queue.ended == ["retried", "failed"]
+
+
+async def test_a_preempted_answer_gives_its_slot_up_and_goes_on_later():
+    model = client([word(0)])
+    stream, _ = await generate(model)
+    model.preempted("r")
+    model.preempted("r")
+    model.preempted("unknown")
+    await settle()
+    assert (model._queue.ended, model._pool.running[0].cancelled) == (["retried"], 1)
+    assert [(t.attempt, t.returning) for t in model._queue.tickets] == [(1, False), (1, True)]
+    assert [one.attempt for one in model._pool.running] == [1, 2]
+    model._pool.running[1].play(word(1, usage=Usage(1, 2)))
+    assert [d.text async for d in stream] == ["w0 ", "w1 "]
+
+
+async def test_what_is_preempted_says_whether_it_can_go_on():
+    for fields, preemptible in [({}, True), ({"sampling": SamplingParams(n=2)}, False)]:
+        model = client([FIRST])
+        await generate(model, **fields)
+        assert model._queue.tickets[0].preemptible is preemptible
+    model = client([FIRST, LAST])
+    await generate(model, whole=True, sampling=SamplingParams(n=2))
+    assert model._queue.tickets[0].preemptible
 
 
 async def test_the_deadline_holds_before_the_first_token_too():
@@ -144,13 +212,24 @@ async def test_the_deadline_holds_before_the_first_token_too():
     assert (model._pool.running[0].cancelled, settled) == (1, [None])
 
 
-async def test_the_deadline_in_the_middle_is_an_error_and_stops_the_engine():
-    model = client([FIRST])
+async def test_the_deadline_in_the_middle_is_an_error_at_once_and_stops_the_engine():
+    model = client([word(0), word(1)])
     stream, settled = await generate(model, timeout_s=0.05)
+    await asyncio.sleep(0.1)  # a reader that is slow
     with pytest.raises(DeadlineExceeded):
-        [delta async for delta in stream]
-    assert (model._queue.ended, settled) == (["expired"], [None])
+        await anext(stream)
+    assert (model._queue.ended, settled) == (["expired"], [Usage(1, 2)])
     assert model._pool.running[0].cancelled == 1
+
+
+async def test_a_reader_that_leaves_too_much_unread_is_given_up():
+    model = client([FIRST])
+    stream, _ = await generate(model)
+    for number in range(20_000):
+        model._pool.running[0].play(word(number))
+    with pytest.raises(ClientClosed, match="16384"):
+        await anext(stream)
+    assert (model._queue.ended, model._pool.running[0].cancelled) == (["cancelled"], 1)
 
 
 async def test_a_client_that_leaves_before_the_first_token_frees_its_grant():
@@ -164,6 +243,33 @@ async def test_a_client_that_leaves_before_the_first_token_frees_its_grant():
     assert model._pool.running[0].cancelled == 1
 
 
+async def test_a_client_that_leaves_in_the_middle_pays_what_was_made():
+    model = client([word(0), word(1)])
+    stream, settled = await generate(model)
+    await stream.aclose()
+    assert (model._queue.ended, settled) == (["cancelled"], [Usage(1, 2)])
+
+
+async def test_a_client_that_leaves_while_its_answer_waits_for_another_replica_leaves_the_line():
+    model = client([word(0)])
+    stream, settled = await generate(model)
+    waiting = asyncio.Event()
+
+    async def acquire(ticket):
+        waiting.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            model._queue.end(ticket.request_id, "cancelled")
+
+    model._queue.acquire = acquire
+    model._pool.running[0].play(ReplicaGone("x"))
+    await waiting.wait()
+    await stream.aclose()
+    await settle()
+    assert (model._queue.ended, settled) == (["retried", "cancelled"], [Usage(1, 1)])
+
+
 async def test_a_bad_request_is_not_tried_again():
     model = client([InvalidRequest("no")])
     error, _ = await generate(model)
@@ -174,28 +280,29 @@ async def test_a_bad_request_is_not_tried_again():
 async def test_an_engine_that_failed_gets_nothing_more():
     model = client([FIRST])
     await generate(model)
-    model._pool.running[0].tokens.end(EngineFailed("x"))
+    model._pool.running[0].play(EngineFailed("x"))
     assert model._queue.gone_ids == [("a1", False)]
 
 
-async def test_an_answer_that_is_wanted_whole_begins_again_wherever_it_was():
-    model = client([FIRST], [FIRST, LAST])
+async def test_an_answer_that_is_wanted_whole_goes_on_wherever_it_was():
+    model = client([word(0)], [word(1, usage=Usage(1, 2))])
     task = asyncio.ensure_future(generate(model, whole=True))
     await asyncio.sleep(0.01)
     assert not task.done()
-    model._pool.running[0].tokens.end(ReplicaGone("in the middle"))
+    model._pool.running[0].play(ReplicaGone("in the middle"))
     stream, settled = await task
-    assert [d.text async for d in stream] == ["a", "b"]
-    assert stream.ttft_s > 0.005
+    assert [d.text async for d in stream] == ["w0 ", "w1 "]
+    assert stream.ttft_s < 0.009
     assert model._queue.ended == ["retried", "answered"]
-    assert settled == [LAST.usage]
+    assert settled == [Usage(1, 2)]
 
 
 async def test_the_deadline_of_an_answer_that_is_wanted_whole_stops_the_engine():
     model = client([FIRST])
     error, settled = await generate(model, timeout_s=0.05, whole=True)
     assert isinstance(error, DeadlineExceeded)
-    assert (model._queue.ended, settled, model._pool.running[0].cancelled) == (["expired"], [None], 1)
+    assert (model._queue.ended, model._pool.running[0].cancelled) == (["expired"], 1)
+    assert len(settled) == 1
 
 
 async def test_a_client_that_leaves_while_its_whole_answer_is_made_stops_the_engine():

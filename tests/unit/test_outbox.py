@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from actors.errors import ReplicaGone
+from actors.errors import DeadlineExceeded, ReplicaGone
 from actors.handles.outbox import Coalescer, Outbox
 from actors.handles.token_stream import TokenStream
-from actors.types import TokenDelta, Usage
+from actors.types import TokenDelta, TokenLogprob, Usage
 
 
 async def test_items_of_one_tick_leave_together_and_at_once():
@@ -47,37 +47,39 @@ async def test_a_reader_waits_for_the_rest_of_the_tick():
     assert await reader == [0, 1, 2]
 
 
-def stream():
-    ends = []
-    return TokenStream(ends.append), ends
+def delta(text, *, choice=0, **fields):
+    return TokenDelta(choice, text, **fields)
 
 
-def delta(text, **fields):
-    return TokenDelta(0, text, **fields)
-
-
-async def test_a_stream_ends_after_the_delta_with_usage_and_says_so_before_it_is_read():
-    tokens, ends = stream()
+async def test_a_stream_ends_after_the_delta_with_usage():
+    tokens = TokenStream()
     tokens.push(delta("a"))
     tokens.push(delta("b", usage=Usage(1, 2)))
-    assert ends == [None]
+    assert (tokens.ended, tokens.taken) == (True, False)
     assert [d.text async for d in tokens] == ["a", "b"]
-    assert tokens.usage == Usage(1, 2)
+    assert tokens.taken
 
 
 async def test_a_failure_is_raised_behind_what_had_arrived():
-    tokens, ends = stream()
+    tokens = TokenStream()
     tokens.push(delta("a"))
     tokens.end(ReplicaGone("gone"))
     tokens.end(None)
     assert (await anext(tokens)).text == "a"
     with pytest.raises(ReplicaGone):
         await anext(tokens)
-    assert len(ends) == 1
+
+
+async def test_a_reader_that_is_too_late_gets_the_error_at_once():
+    tokens = TokenStream()
+    tokens.push(delta("a"))
+    tokens.end(DeadlineExceeded("late"), drop_unread=True)
+    with pytest.raises(DeadlineExceeded):
+        await anext(tokens)
 
 
 async def test_a_waiting_reader_wakes_on_a_delta_and_on_a_failure():
-    tokens, _ = stream()
+    tokens = TokenStream()
     reader = asyncio.ensure_future(anext(tokens))
     await asyncio.sleep(0)
     tokens.push(delta("a"))
@@ -90,8 +92,30 @@ async def test_a_waiting_reader_wakes_on_a_delta_and_on_a_failure():
 
 
 async def test_ready_deltas_are_taken_without_waiting():
-    tokens, _ = stream()
-    tokens.push(delta("a"))
-    tokens.push(delta("b"))
+    tokens = TokenStream()
+    tokens.push(delta("a", token_ids=(1,)))
+    tokens.push(delta("b", token_ids=(2, 3)))
+    assert tokens.unread_tokens == 3
     assert [d.text for d in tokens.take_ready()] == ["a", "b"]
-    assert tokens.take_ready() == []
+    assert (tokens.take_ready(), tokens.unread_tokens) == ([], 0)
+
+
+async def test_what_a_slow_reader_has_not_read_is_merged_and_says_the_same():
+    tokens, sent = TokenStream(), {0: [], 1: []}
+    for number in range(1000):
+        choice = number % 2
+        fields = {"logprobs": (TokenLogprob("x", -1.0),)} if number % 100 < 2 else {}
+        tokens.push(delta(f"{number} ", choice=choice, token_ids=(number,), **fields))
+        sent[choice].append(number)
+    for choice in (0, 1):
+        tokens.push(delta("", choice=choice, finish_reason="stop", usage=Usage(1, 1000) if choice else None))
+    assert tokens.unread_tokens == 1000
+    assert len(tokens._deltas) < 200
+    got = [one async for one in tokens]
+    for choice in (0, 1):
+        mine = [one for one in got if one.choice == choice]
+        assert [token_id for one in mine for token_id in one.token_ids] == sent[choice]
+        assert "".join(one.text for one in mine) == "".join(f"{number} " for number in sent[choice])
+        assert [one.finish_reason for one in mine if one.finish_reason] == ["stop"]
+        assert sum(len(one.logprobs) for one in mine) == 10
+    assert got[-1].usage == Usage(1, 1000)

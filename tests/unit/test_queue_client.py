@@ -35,6 +35,20 @@ async def report(actor, *running, slots=1, replica_id="a"):
     await actor.report(frames.encode(sent))
 
 
+class Listener:
+    def __init__(self, lost):
+        self.lost, self.told = lost, []
+
+    def queue_lost(self):
+        self.lost.append(None)
+
+    def preempted(self, request_id):
+        self.told.append(("preempted", request_id))
+
+    def replica_silent(self, replica_id):
+        self.told.append(("silent", replica_id))
+
+
 @pytest.fixture
 async def served(monkeypatch):
     deployment = Deployment(new_queue())
@@ -50,7 +64,7 @@ async def lost():
 
 @pytest.fixture
 async def client(served, lost):
-    client = QueueClient("m", "g", lambda: lost.append(None))
+    client = QueueClient("m", "g", Listener(lost))
     yield client
     await client.close()
 

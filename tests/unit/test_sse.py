@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 
 import pytest
 
 from actors.errors import ClientClosed, EngineFailed, ShoalError
 from actors.types import TokenDelta
+from app import sse
 from app.sse import DONE, EventStreamResponse, comment, event, json_text, template
 
 
@@ -44,6 +46,8 @@ class Encoder:
 
 class Stream:
     """Gives its items one by one; the rest of a list at once."""
+
+    expires_at = math.inf
 
     def __init__(self, *items) -> None:
         self.items = list(items)
@@ -160,3 +164,17 @@ def test_a_template_and_a_text_make_the_same_bytes_as_the_whole():
 def test_no_text_can_break_out_of_its_event():
     assert event({"text": "\n\ndata: [DONE]\n\n"}).count(b"\n") == 2
     assert comment("x") == b": x\n\n"
+
+
+async def test_a_client_that_reads_nothing_is_given_up_behind_the_deadline(monkeypatch):
+    monkeypatch.setattr(sse, "_LAST_READ_S", 0.01)
+    stream = Stream(delta("a"), delta("b"))
+    stream.expires_at = asyncio.get_running_loop().time()
+
+    async def stuck(message):
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    async with asyncio.timeout(2):
+        await EventStreamResponse(stream, Encoder(), Context())({}, None, stuck)
+    assert stream.closed == 1

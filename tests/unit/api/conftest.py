@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ KEY = "sk-test-secret"
 
 class FakeStream:
     """Plays a list: deltas are given, exceptions raised, events waited for."""
+
+    expires_at = math.inf
 
     def __init__(self, items: Iterable[Any], passages: tuple[Passage, ...] = (), headers: dict | None = None):
         self.request_id = "r1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator
 
 import pytest
@@ -15,6 +16,8 @@ from actors.types import TokenDelta
 
 class EngineStream:
     """What a gateway makes of an engine's deltas."""
+
+    expires_at = math.inf
 
     def __init__(self, deltas: AsyncIterator[TokenDelta]) -> None:
         self.passages, self.headers, self._deltas = (), {}, deltas
