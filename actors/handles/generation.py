@@ -3,14 +3,15 @@
 `Generation` takes a grant, starts the request on the named replica and passes the tokens on to the reader's
 `TokenStream`. It remembers what the reader has got, so when the replica dies, falls silent or must give the slot
 up, it comes back to the queue and another replica goes on from the exact token. Three attempts, then the reader
-gets the error. Who runs next is the queue's decision; transport is `actors.handles.llm`.
+gets the error. A first token that is overdue is asked of a second replica as well, within a budget. Who runs next
+is the queue's decision; transport is `actors.handles.llm`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from actors import telemetry
 from actors.errors import (
@@ -18,27 +19,20 @@ from actors.errors import (
     ClientClosed,
     DeadlineExceeded,
     EngineFailed,
-    Overloaded,
     ReplicaGone,
     ShoalError,
 )
+from actors.handles.attempt import Attempt, outcome_of
 from actors.handles.call import detached
-from actors.handles.llm import ReplicaPool, RunningStream
+from actors.handles.llm import ReplicaPool
 from actors.handles.queue import QueueClient
 from actors.handles.token_stream import MOST_UNREAD_TOKENS, TokenStream
 from actors.policies.decisions import Outcome
+from actors.policies.hedging import Hedging
+from actors.policies.progress import Made
 from actors.policies.retry import ATTEMPTS, can_continue
 from actors.telemetry import StageClock
-from actors.types import (
-    FinishReason,
-    GenerationRequest,
-    Grant,
-    Principal,
-    Progress,
-    Ticket,
-    TokenDelta,
-    Usage,
-)
+from actors.types import GenerationRequest, Grant, Principal, PriorityClass, Ticket, TokenDelta, Usage
 
 _log = telemetry.logger("generation")
 
@@ -64,22 +58,7 @@ class ModelAccess:
     name: str
     queue: QueueClient
     pool: ReplicaPool
-
-
-@dataclass(slots=True)
-class _Choice:
-    """What has come of one choice, over all attempts."""
-
-    token_ids: list[int] = field(default_factory=list)
-    text_chars: int = 0
-    finish_reason: FinishReason | None = None
-
-    def progress(self) -> Progress:
-        return Progress(
-            token_ids=tuple(self.token_ids),
-            text_chars=max(self.text_chars, 0),
-            finish_reason=self.finish_reason,
-        )
+    hedging: Hedging
 
 
 class Generation:
@@ -108,21 +87,20 @@ class Generation:
     ) -> None:
         self.tokens = TokenStream()
         self.ttft_s = 0.0
-        self._model, self._queue, self._pool = model.name, model.queue, model.pool
+        self._access, self._model, self._queue = model, model.name, model.queue
         self._request, self._admission, self._clock = request, admission, clock
         self._on_settled: OnSettled | None = on_settled
         loop = asyncio.get_running_loop()
         self._began_at = loop.time()
         self.expires_at = self._began_at + admission.timeout_s
         self._expiry = loop.call_at(self.expires_at, self._expire)
-        self._choices = [_Choice() for _ in range(request.sampling.n)]
-        if request.echo:
-            for choice in self._choices:  # what is echoed is not the answer's text
-                choice.text_chars = -len(request.prompt or "")
+        self._made = Made(request)
         self._attempts = 0  # that failed, and the one under way
         self._starts = 0
-        self._current: Attempt | None = None
+        self._live: list[Attempt] = []  # on replicas: one, or two while a first token is overdue
         self._again: asyncio.Task[None] | None = None
+        self._second: asyncio.Task[None] | None = None  # the start elsewhere
+        self._overdue: asyncio.TimerHandle | None = None
 
     async def begin(self) -> None:
         """Return once the reader can have it: its first delta, or all of an answer that is wanted whole.
@@ -145,19 +123,17 @@ class Generation:
         """End it wherever it is; the reader gets `error`. Nothing happens when it has ended."""
         if self.tokens.ended:
             return
-        current, self._current = self._current, None
-        if current is not None:
-            current.leave(outcome_of(error))
-        if self._again is not None:
-            self._again.cancel()  # it may wait in the queue, which hears of it
+        self._leave_all(outcome_of(error))
+        for task in (self._again, self._second):
+            if task is not None:
+                task.cancel()  # it may wait in the queue, which hears of it
         self._finish(error, drop_unread=drop_unread)
 
     def preempt(self) -> None:
         """Give the slot up and come back to the queue with what there is."""
-        current, self._current = self._current, None
-        if current is not None:
+        if self._live:
             self._attempts -= 1  # nothing has failed
-            current.leave("retried")
+            self._leave_all("retried")
             telemetry.count("shoal_preemptions_total", model=self._model)
             self._go_on()
 
@@ -170,30 +146,40 @@ class Generation:
             self._clock.enter("queue")
             grant = await self._queue.acquire(self._ticket())
             self._clock.enter("prefill")
-            attempt = Attempt(self, self._queue, grant)
-            self._starts += 1
+            last = self._attempts >= ATTEMPTS
             try:
-                async with asyncio.timeout_at(self.expires_at):
-                    attempt.running = await self._pool.start(
-                        grant.replica_id, self._continued(), self._starts, attempt
-                    )
-            except TimeoutError:
-                attempt.leave("expired")
-                raise DeadlineExceeded("the deadline passed before the answer was there") from None
+                attempt = await self._run(grant, if_gone="failed" if last else "retried")
             except ReplicaGone as error:
-                attempt.leave("failed" if self._attempts >= ATTEMPTS else "retried")
-                if self._attempts >= ATTEMPTS:
+                if last:
                     raise
                 self._note("start_failed", error)
-            except BaseException as error:
-                attempt.leave(outcome_of(error) if isinstance(error, ShoalError) else "cancelled")
-                raise
             else:
-                if self.tokens.ended:  # it was stopped meanwhile
-                    attempt.leave("expired")
-                else:
-                    self._current = attempt
+                self._watch_for_first_token(attempt)
                 return
+
+    async def _run(self, grant: Grant, *, if_gone: Outcome) -> Attempt:
+        """Start on the granted replica; frees the grant if that fails."""
+        attempt = Attempt(self, self._queue, grant)
+        self._starts += 1
+        try:
+            async with asyncio.timeout_at(self.expires_at):
+                attempt.running = await self._access.pool.start(
+                    grant.replica_id, self._continued(), self._starts, attempt
+                )
+        except TimeoutError:
+            attempt.leave("expired")
+            raise DeadlineExceeded("the deadline passed before the answer was there") from None
+        except ReplicaGone:
+            attempt.leave(if_gone)
+            raise
+        except BaseException as error:
+            attempt.leave(outcome_of(error) if isinstance(error, ShoalError) else "cancelled")
+            raise
+        if self.tokens.ended:  # it was stopped meanwhile
+            attempt.leave("expired")
+        else:
+            self._live.append(attempt)
+        return attempt
 
     def _ticket(self) -> Ticket:
         now = asyncio.get_running_loop().time()
@@ -201,7 +187,7 @@ class Generation:
         return Ticket(
             request_id=self._request.request_id,
             principal=self._admission.principal,
-            prompt_tokens=self._admission.prompt_tokens + self._made_tokens(),
+            prompt_tokens=self._admission.prompt_tokens + self._made.tokens,
             predicted_output_tokens=self._admission.predicted_output_tokens,
             timeout_s=max(self.expires_at - now, 0.0),
             waited_s=now - self._began_at if returning else 0.0,
@@ -212,10 +198,37 @@ class Generation:
             prefix=self._admission.prefix,
         )
 
+    # --- a first token that is overdue ---------------------------------------------------------------
+
+    def _watch_for_first_token(self, attempt: Attempt) -> None:
+        delay_s = self._access.hedging.delay_s()
+        batch = self._admission.principal.priority is PriorityClass.BATCH
+        if delay_s is not None and not batch and self._starts == 1 and not self.tokens.ended:
+            loop = asyncio.get_running_loop()
+            self._overdue = loop.call_later(delay_s, self._hedge, attempt.replica_id)
+
+    def _hedge(self, slow_replica: str) -> None:
+        cost = self._admission.prompt_tokens + self._admission.predicted_output_tokens
+        if self._live and self._access.hedging.spend(cost):
+            self._second = detached(self._start_twice(slow_replica))
+
+    async def _start_twice(self, slow_replica: str) -> None:
+        """The same request elsewhere, under a ticket of its own; who has the first token goes on alone."""
+        ticket = self._ticket()
+        second = replace(ticket, request_id=f"{ticket.request_id}#2", avoid=slow_replica, returning=False)
+        try:
+            grant = await self._queue.acquire(second)
+            if not self._live:  # the first one failed meanwhile, and begins again by itself
+                self._queue.end(grant.request_id, "cancelled")
+                return
+            await self._run(grant, if_gone="failed")
+        except ShoalError as error:
+            self._note("hedge_failed", error)
+        else:
+            telemetry.count("shoal_hedges_total", model=self._model)
+
     def _continued(self) -> GenerationRequest:
-        if not self._made_tokens():
-            return self._request
-        return replace(self._request, progress=tuple(choice.progress() for choice in self._choices))
+        return replace(self._request, progress=self._made.progress()) if self._made.tokens else self._request
 
     # --- what an attempt tells -----------------------------------------------------------------------
 
@@ -223,26 +236,34 @@ class Generation:
         """A delta of the current attempt."""
         if self.ttft_s == 0.0:
             self.ttft_s = self._clock.elapsed_s()
-        choice = self._choices[delta.choice]
-        choice.token_ids += delta.token_ids
-        choice.text_chars += len(delta.text)
-        if delta.finish_reason is not None:
-            choice.finish_reason = delta.finish_reason
+        self._made.add(delta)
         self.tokens.push(delta)
         if delta.usage is not None:
-            self._current = None
+            self._live.clear()
+            self._access.hedging.earn(delta.usage.completion_tokens)
             self._settle(delta.usage)
         elif self.tokens.unread_tokens > MOST_UNREAD_TOKENS and not self._admission.whole:
             slow = ClientClosed(f"more than {MOST_UNREAD_TOKENS} tokens of the answer were not read")
             self.stop(slow, drop_unread=True)
 
-    def decoding(self) -> None:
-        """The first delta of the current attempt has come."""
+    def decoding(self, attempt: Attempt, first_token_s: float) -> None:
+        """The first delta of an attempt has come: it is the one that goes on."""
         self._clock.enter("decode")
+        self._access.hedging.observe(first_token_s, self._admission.prompt_tokens)
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
+        if self._second is not None:
+            self._second.cancel()
+        for other in [one for one in self._live if one is not attempt]:
+            self._live.remove(other)
+            other.leave("cancelled")
 
-    def failed(self, error: ShoalError) -> Outcome:
-        """The current attempt failed; returns what its ticket has come to."""
-        self._current = None
+    def failed(self, attempt: Attempt, error: ShoalError) -> Outcome:
+        """An attempt failed; returns what its ticket has come to."""
+        self._live.remove(attempt)
+        if self._live:
+            return "cancelled"  # the other one goes on
         unseen = self._admission.whole or not self.tokens.taken
         if isinstance(error, CannotResume) and unseen and self._attempts < ATTEMPTS:
             self._restart()
@@ -270,94 +291,35 @@ class Generation:
     def _restart(self) -> None:
         """Begin from nothing: nobody has seen any of it, and no replica can go on behind it."""
         self.tokens.restart()
-        self._choices = [_Choice(text_chars=min(choice.text_chars, 0)) for choice in self._choices]
+        self._made = Made(self._request)
 
     # --- the end -------------------------------------------------------------------------------------
 
     def _expire(self) -> None:
         late = DeadlineExceeded("the deadline passed in the middle of the answer")
-        if self._made_tokens() == 0:
+        if self._made.tokens == 0:
             late = DeadlineExceeded("the deadline passed before the answer was there")
         self.stop(late, drop_unread=True)
 
     def _finish(self, error: ShoalError, *, drop_unread: bool = False) -> None:
         self.tokens.end(error, drop_unread=drop_unread)
-        made = self._made_tokens()
+        made = self._made.tokens
         # What a caller gave up or let expire was made for them all the same; our own failures cost nothing.
         pays = made > 0 and isinstance(error, ClientClosed | DeadlineExceeded)
         self._settle(Usage(self._admission.prompt_tokens, made) if pays else None)
 
     def _settle(self, usage: Usage | None) -> None:
         self._expiry.cancel()
+        if self._overdue is not None:
+            self._overdue.cancel()
         on_settled, self._on_settled = self._on_settled, None
         if on_settled is not None:
             on_settled(usage)
 
-    def _made_tokens(self) -> int:
-        return sum(len(choice.token_ids) for choice in self._choices)
+    def _leave_all(self, outcome: Outcome) -> None:
+        live, self._live = self._live, []
+        for attempt in live:
+            attempt.leave(outcome)
 
     def _note(self, action: str, error: ShoalError) -> None:
         _log.info(action, model=self._model, attempt=self._attempts, reason=error.message)
-
-
-class Attempt:
-    """One run on one replica, as the bus sees it; frees its grant exactly once."""
-
-    __slots__ = ("_begun", "_generation", "_grant", "_over", "_queue", "_tokens", "running")
-
-    def __init__(self, generation: Generation, queue: QueueClient, grant: Grant) -> None:
-        self._generation = generation
-        self._queue = queue
-        self._grant = grant
-        self._begun = False
-        self._over = False
-        self._tokens = 0
-        self.running: RunningStream | None = None
-
-    @property
-    def ended(self) -> bool:
-        """The engine is done with it, or it was left."""
-        return self._over
-
-    def push(self, delta: TokenDelta) -> None:
-        """A delta from the bus."""
-        if self._over:
-            return
-        if not self._begun:
-            self._begun = True
-            self._generation.decoding()
-        self._tokens += len(delta.token_ids)
-        if delta.usage is not None:
-            self._free("answered")
-        self._generation.take(delta)
-
-    def end(self, error: ShoalError) -> None:
-        """The bus or the engine failed."""
-        if self._over:
-            return
-        self._over = True
-        if isinstance(error, EngineFailed):
-            self._queue.gone(self._grant.replica_id)  # its bus is open, but nothing more runs there
-        outcome = self._generation.failed(error)
-        self._queue.end(self._grant.request_id, outcome, self._tokens)
-
-    def leave(self, outcome: Outcome) -> None:
-        """Stop it in the engine; nothing happens when it is over."""
-        if self._over:
-            return
-        self._free(outcome)
-        if self.running is not None:
-            self.running.cancel()
-
-    def _free(self, outcome: Outcome) -> None:
-        self._over = True
-        self._queue.end(self._grant.request_id, outcome, self._tokens)
-
-
-def outcome_of(error: ShoalError) -> Outcome:
-    """How a ticket's life ended, by the error that ended it."""
-    if isinstance(error, DeadlineExceeded):
-        return "expired"
-    if isinstance(error, Overloaded):
-        return "refused"
-    return "cancelled" if isinstance(error, ClientClosed) else "failed"

@@ -13,6 +13,7 @@ from actors.errors import ClientClosed
 from actors.handles.generation import Admission, Generation, ModelAccess, OnSettled
 from actors.handles.llm import ReplicaPool
 from actors.handles.queue import QueueClient
+from actors.policies.hedging import Hedging
 from actors.telemetry import StageClock
 from actors.types import GenerationRequest, ModelCard, Passage, TokenDelta, Usage
 
@@ -75,6 +76,7 @@ class ModelClient:
         self._on_lost = on_lost
         self._queue = QueueClient(name, gateway_id, self)
         self._pool = ReplicaPool(name, gateway_id, self)
+        self._hedging = Hedging()
         self._under_way: dict[str, Generation] = {}  # by request id, until its engine is done with it
 
     @property
@@ -112,7 +114,7 @@ class ModelClient:
             self._under_way.pop(request_id, None)
             on_settled(usage)
 
-        access = ModelAccess(name=self.name, queue=self._queue, pool=self._pool)
+        access = ModelAccess(name=self.name, queue=self._queue, pool=self._pool, hedging=self._hedging)
         generation = Generation(access, request, admission, clock, settled)
         self._under_way[request_id] = generation
         await generation.begin()

@@ -13,6 +13,7 @@ from actors.errors import (
     ReplicaGone,
 )
 from actors.handles.model import Admission, ModelClient
+from actors.policies import hedging
 from actors.telemetry import StageClock
 from actors.types import GenerationRequest, Grant, Principal, Progress, SamplingParams, TokenDelta, Usage
 from tests.unit.fake_serve import settle
@@ -312,3 +313,83 @@ async def test_a_client_that_leaves_while_its_whole_answer_is_made_stops_the_eng
     task.cancel()
     await task
     assert (model._queue.ended, model._pool.running[0].cancelled) == (["cancelled"], 1)
+
+
+# --- a first token that is overdue ------------------------------------------------------------------
+
+
+def overdue_client(*scripts):
+    """A model whose first tokens have come quickly so far, and whose budget is full."""
+    model = client(*scripts)
+    for _ in range(50):
+        model._hedging.observe(0.001, 1000)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(hedging, "_LEAST_S", 0.02)
+
+
+async def started(model, count):
+    async with asyncio.timeout(2):
+        while len(model._pool.running) < count:
+            await asyncio.sleep(0.005)
+
+
+async def test_an_overdue_first_token_is_asked_of_another_replica_and_the_first_to_answer_goes_on():
+    model = overdue_client([])
+    task = asyncio.ensure_future(generate(model))
+    await started(model, 2)
+    first, second = model._queue.tickets
+    assert (first.avoid, second.avoid, second.request_id) == ("", "a1", "r#2")
+    slow, quick = model._pool.running
+    quick.play(word(0))
+    slow.play(word(9))
+    quick.play(word(1, usage=Usage(1, 2)))
+    stream, settled = await task
+    assert [d.text async for d in stream] == ["w0 ", "w1 "]
+    assert (model._queue.ended, settled) == (["cancelled", "answered"], [Usage(1, 2)])
+    assert (slow.cancelled, quick.cancelled) == (1, 0)
+
+
+async def test_a_late_first_token_that_comes_before_the_second_ones_stops_that():
+    model = overdue_client([])
+    task = asyncio.ensure_future(generate(model))
+    await started(model, 2)
+    slow, second = model._pool.running
+    slow.play(word(0, usage=Usage(1, 1)))
+    stream, _ = await task
+    assert [d.text async for d in stream] == ["w0 "]
+    assert sorted(model._queue.ended) == ["answered", "cancelled"]
+    assert (slow.cancelled, second.cancelled) == (0, 1)
+
+
+async def test_of_two_starts_one_may_fail_and_the_other_goes_on():
+    model = overdue_client([])
+    task = asyncio.ensure_future(generate(model))
+    await started(model, 2)
+    slow, second = model._pool.running
+    second.play(ReplicaGone("x"))
+    slow.play(word(0, usage=Usage(1, 1)))
+    await task
+    assert model._queue.ended == ["cancelled", "answered"]
+    assert len(model._queue.tickets) == 2
+
+
+async def test_a_client_that_leaves_stops_both_starts():
+    model = overdue_client([])
+    task = asyncio.ensure_future(generate(model))
+    await started(model, 2)
+    task.cancel()
+    await task
+    assert [one.cancelled for one in model._pool.running] == [1, 1]
+    assert model._queue.ended == ["cancelled", "cancelled"]
+
+
+async def test_without_budget_and_for_batch_nothing_is_started_twice():
+    model = overdue_client([])
+    model._hedging.spend(model._hedging._budget_tokens)
+    task = asyncio.ensure_future(generate(model, timeout_s=0.1))
+    await task
+    assert len(model._pool.running) == 1
