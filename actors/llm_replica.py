@@ -29,6 +29,8 @@ from actors.handles.queue import QueueReporter
 from actors.types import GenerationRequest, ModelCard, TokenDelta
 
 _REPORT_S = 0.5
+_WATCH_S = 1.0
+_WATCH_FAILURES = 2  # in a row: one may be a stall that ends in the same moment
 _OVERTAKEN_S = 30.0  # longer than a command can be under way
 # This module is imported when Ray makes the actor, mostly in a process started for it: its age then belongs to
 # the start-up. An older process was waiting for work before.
@@ -99,7 +101,8 @@ class LLMReplica:
         self._card: ModelCard = await self._engine.start()
         self._start_up_s = _BOOT_S + time.monotonic() - started
         self._reporter = QueueReporter(context.app_name)
-        self._report_task = asyncio.get_running_loop().create_task(self._report_for_ever())
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._report_for_ever()), loop.create_task(self._watch_engine())]
         _log.info("replica_ready", model=model, replica=self._replica_id, start_up_s=self._start_up_s)
 
     async def bus(self, connection: str, *, replica: str) -> AsyncIterator[bytes]:
@@ -146,8 +149,8 @@ class LLMReplica:
 
     async def __del__(self) -> None:
         """Serve awaits this when the replica has drained."""
-        if hasattr(self, "_report_task"):
-            self._report_task.cancel()
+        for task in getattr(self, "_tasks", ()):
+            task.cancel()
         if hasattr(self, "_engine"):
             await self._engine.stop()
 
@@ -197,6 +200,30 @@ class LLMReplica:
         except Exception:  # an engine's bug must reach its caller as an error, not as silence
             _log.exception("generation_broke", model=self._model, request_id=request.request_id)
             put(frames.StreamEvent(stream, None, ShoalError("the engine broke on this request").to_wire()))
+
+    async def _watch_engine(self) -> None:
+        """Find out that the engine hangs before Serve does: its streams need not wait for a new replica."""
+        failures = 0
+        while self._failed is None:
+            await asyncio.sleep(_WATCH_S)
+            try:
+                await self._engine.check_health()
+                failures = 0
+            except EngineFailed as error:
+                failures += 1
+                if failures == _WATCH_FAILURES:
+                    self._give_up(error)
+            except Exception:  # a watch that has ended finds nothing
+                _log.exception("watch_failed", model=self._model)
+
+    def _give_up(self, error: EngineFailed) -> None:
+        """Serve replaces this replica; what runs here goes on elsewhere, now."""
+        _log.error("engine_failed", model=self._model, reason=error.message)
+        self._failed = error
+        for here in self._connections.values():
+            for stream, task in here.tasks.items():
+                here.outbox.put(frames.StreamEvent(stream, None, error.to_wire()))
+                task.cancel()
 
     async def _report_for_ever(self) -> None:
         while True:

@@ -24,6 +24,7 @@ class Engine:
     def __init__(self):
         self.requests, self.aborted = {}, []
         self.broken = None
+        self.hangs = False
 
     async def start(self):
         return CARD
@@ -56,7 +57,8 @@ class Engine:
         )
 
     async def check_health(self):
-        pass
+        if self.hangs:
+            raise EngineFailed("no step for 8 s")
 
     async def stop(self):
         pass
@@ -88,6 +90,7 @@ async def replica(engine, monkeypatch):
     monkeypatch.setattr(llm_replica.serve, "get_replica_context", lambda: context)
     monkeypatch.setattr(llm_replica, "QueueReporter", Reporter)
     monkeypatch.setattr(llm_replica, "_REPORT_S", 0.01)
+    monkeypatch.setattr(llm_replica, "_WATCH_S", 0.01)
     monkeypatch.setattr(EngineChoice, "build", lambda *_: engine)
     replica = Replica.__new__(Replica)
     await replica.__init__("m", EngineChoice(scripted={}), None)
@@ -190,6 +193,20 @@ async def test_an_engine_that_breaks_tells_its_caller_and_then_the_health_check(
     engine.requests["two"].put_nowait(EngineFailed("dead"))
     [event] = await bus.read()
     assert isinstance(from_wire(event.error), EngineFailed)
+    with pytest.raises(EngineFailed):
+        await replica.check_health()
+
+
+async def test_streams_of_an_engine_that_hangs_fail_before_serve_replaces_it(
+    bus, engine, replica, monkeypatch
+):
+    monkeypatch.setattr(llm_replica, "_WATCH_S", 0.01)
+    await bus.send(start(1, "one"), start(2, "two"))
+    engine.hangs = True
+    events = await bus.read()
+    assert [type(from_wire(event.error)) for event in events] == [EngineFailed, EngineFailed]
+    await settle()
+    assert (sorted(engine.aborted), running(replica)) == (["one", "two"], [])
     with pytest.raises(EngineFailed):
         await replica.check_health()
 
