@@ -12,13 +12,14 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from actors import telemetry
 from actors.handles import frames
 from actors.handles.outbox import Outbox
+from actors.policies.class_shares import CLASS_WEIGHTS
 from actors.policies.decisions import (
     Decision,
     DispatchSettings,
@@ -37,6 +38,9 @@ _RATE_WINDOW_S = 10.0
 _log = telemetry.logger("batching_queue")
 
 
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class BatchingQueueConfig(BaseModel):
     """Bounds of one model's queue."""
 
@@ -45,13 +49,27 @@ class BatchingQueueConfig(BaseModel):
     look_ahead: int = Field(
         default=1, ge=0, le=64, description="Sequences granted to a replica beyond what its engine runs."
     )
-    stale_after_s: float = Field(default=2.0, gt=0, description="Silence after which nothing new is granted.")
+    silent_after_s: float = Field(
+        default=2.0,
+        gt=0,
+        description="Silence after which a replica gets nothing new, and is given up if another one is there.",
+    )
     dead_after_s: float = Field(
-        default=15.0, gt=0, description="Silence after which a replica's credit is gone."
+        default=15.0, gt=0, description="Silence after which even the only replica is given up."
     )
     max_waiting: int = Field(default=100_000, ge=1, description="Tickets in line; one more is refused.")
     expected_start_up_s: float = Field(
         default=10.0, gt=0, description="Start-up time of a replica until one was measured."
+    )
+    preempt_batch: bool = Field(
+        default=True, description="Running batch requests make room for higher classes and go on later."
+    )
+    class_weights: dict[PriorityClass, Weight] = Field(
+        default_factory=lambda: dict(CLASS_WEIGHTS),
+        description="Share of each class while they all wait; those not named keep their default.",
+    )
+    tenant_weights: dict[str, Weight] = Field(
+        default_factory=dict, description="Share of each tenant within its class; 1 for those not named."
     )
 
 
@@ -120,10 +138,10 @@ class BatchingQueue:
     def load(self) -> LoadSnapshot:
         """What waits and runs, in the units of the scaling policy."""
         now = time.monotonic()
-        dispatcher = self._dispatcher
+        dispatcher, pool = self._dispatcher, self._dispatcher.pool
         self._forget_arrivals(now)
-        per_replica = max(dispatcher.slots_per_replica, 1)
-        running, ahead = dispatcher.running_sequences(), dispatcher.waiting_ahead_sequences()
+        per_replica = max(pool.slots_per_replica, 1)
+        running, ahead = pool.running_sequences(), pool.waiting_ahead_sequences()
         mean_s = dispatcher.estimator.mean_service_s if dispatcher.estimator.observed else 0.0
         return LoadSnapshot(
             queued=len(dispatcher.line) + ahead,
@@ -133,8 +151,8 @@ class BatchingQueue:
             arrival_rate_rps=len(self._arrivals) / _RATE_WINDOW_S,
             work_per_request_s=mean_s / per_replica,
             oldest_age_s=max(dispatcher.line.oldest_age_s(now, priority) for priority in PriorityClass),
-            replica_concurrency=float(dispatcher.slots_per_replica),
-            start_up_s=dispatcher.start_up_s or 0.0,
+            replica_concurrency=float(pool.slots_per_replica),
+            start_up_s=pool.start_up_s or 0.0,
         )
 
     def conservation(self) -> dict[str, int]:

@@ -30,6 +30,7 @@ from actors.handles.embedder import EmbedderClient
 from actors.handles.model import Admission, ModelStream
 from actors.handles.models import ModelDirectory
 from actors.policies.prediction import OutputPredictor
+from actors.policies.prefix import prefix_of
 from actors.rag import Context, RagStage, with_context
 from actors.stores.catalog import Catalog
 from actors.stores.documents import DocumentStore
@@ -127,7 +128,8 @@ class Gateway(DirectCalls):
         request, passages = with_context(request, context, card, self._counter(card))
         tokens = await _count(card, request)
         predicted = self._predictor.predict(principal.tenant, request.sampling.max_tokens)
-        reservation = await self._limits.reserve(caller, tokens + predicted * request.sampling.n)
+        expected = self._predictor.expect(principal.tenant, request.sampling.max_tokens)
+        reservation = await self._limits.reserve(caller, tokens + expected * request.sampling.n)
 
         def settle(usage: Usage | None) -> None:
             self._settle(principal, model.name, request, reservation, usage)
@@ -138,6 +140,7 @@ class Gateway(DirectCalls):
             predicted_output_tokens=predicted,
             timeout_s=timeout_s - clock.elapsed_s(),
             whole=call.whole,
+            prefix=prefix_of(request),
         )
         stream = await model.generate(request, admission, clock, settle)
         telemetry.observe(

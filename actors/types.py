@@ -215,7 +215,9 @@ class Ticket:
     sequences: int = 1  # engine slots it takes: `n` of the request
     returning: bool = False  # it was in line before and a fault brings it back: it is not refused again
     preemptible: bool = True  # it can give its slot up and go on elsewhere; asked of batch tickets only
-    avoid: str = ""  # a replica that is not to have it
+    avoid: str = (
+        ""  # the replica where its first start is stuck: it runs at once on an idle one or not at all
+    )
     prefix: tuple[int, ...] = ()  # chained hashes of the prompt's blocks, salted with the tenant
 
 

@@ -45,6 +45,11 @@ class Attempt:
         self.running: RunningStream | None = None
 
     @property
+    def ticket_id(self) -> str:
+        """The request's, or that of its second start."""
+        return self._grant.request_id
+
+    @property
     def replica_id(self) -> str:
         """Where it runs."""
         return self._grant.replica_id

@@ -164,7 +164,7 @@ class Generation:
         try:
             async with asyncio.timeout_at(self.expires_at):
                 attempt.running = await self._access.pool.start(
-                    grant.replica_id, self._continued(), self._starts, attempt
+                    grant.replica_id, self._continued(grant.request_id), self._starts, attempt
                 )
         except TimeoutError:
             attempt.leave("expired")
@@ -227,8 +227,10 @@ class Generation:
         else:
             telemetry.count("shoal_hedges_total", model=self._model)
 
-    def _continued(self) -> GenerationRequest:
-        return replace(self._request, progress=self._made.progress()) if self._made.tokens else self._request
+    def _continued(self, ticket_id: str) -> GenerationRequest:
+        """What is left to do, under the id that the replica's reports give it in the queue's books."""
+        progress = self._made.progress() if self._made.tokens else ()
+        return replace(self._request, request_id=ticket_id, progress=progress)
 
     # --- what an attempt tells -----------------------------------------------------------------------
 
@@ -273,7 +275,8 @@ class Generation:
         self._note("attempt_failed", error)
         telemetry.count("shoal_resumed_total", model=self._model)
         self._go_on()
-        return "retried"
+        # The ticket of a second start does not come back: the request does, under its own.
+        return "retried" if attempt.ticket_id == self._request.request_id else "failed"
 
     def _go_on(self) -> None:
         self._clock.enter("queue")

@@ -162,8 +162,12 @@ class Bus:
         try:
             call = self._send_handle.remote(self._connection, frame, replica=self.replica_id)
             await result(call, timeout_s=_SEND_TIMEOUT_S, what="replica")
-        except Exception as error:  # whatever it was, those who wait must hear of it
-            _log.warning("bus_send_failed", replica=self.replica_id, reason=ours(error, "replica").message)
+        except Exception as caught:  # whatever it was, those who wait must hear of it
+            error = ours(caught, "replica")
+            _log.warning("bus_send_failed", replica=self.replica_id, reason=error.message)
+            if isinstance(error, ReplicaGone) and not self._draining():
+                self._reader.cancel()  # the bus is dead and will hear it later: nothing more may be granted there
+                return
             gone = ReplicaGone("the replica could not be reached")
             for command in commands:  # only these are lost; others run on, over the open bus
                 stream = self._forget(command.stream)
@@ -246,9 +250,10 @@ class ReplicaPool:
         bus = self._buses[replica_id] = Bus(self._handle, connection, replica_id, self._closed)
         return bus
 
-    def _replicas_changed(self, replica_ids: frozenset[str]) -> None:
+    def _replicas_changed(self, _replica_ids: frozenset[str]) -> None:
         for replica_id, bus in list(self._buses.items()):
-            if replica_id not in replica_ids:
+            # One that is new may have been granted before its router has heard of it.
+            if DIRECTORY.has_left(self._app_name, replica_id):
                 self._owner.replica_draining(replica_id)
                 bus.close_if_idle()
 

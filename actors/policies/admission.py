@@ -15,6 +15,9 @@ _SMOOTHING = 0.1  # weight of the newest observation in the moving averages
 _RELATIVE_BOUNDS = (0.25, 4.0)  # a ticket counts at least a quarter and at most four times the mean
 _MIN_RETRY_AFTER_S = 1.0
 _JITTER = 0.25  # refused callers spread over up to a quarter more, so they do not return as one
+_MOST_JITTER_S = 2.0  # their times are spread already
+_FULL = 0.9  # of the wait a deadline allows, the share that is given away in advance
+_HALF = 0.5
 
 
 @dataclass(slots=True)
@@ -71,34 +74,44 @@ def predicted_wait_s(*, work_ahead_s: float, capacity: Capacity, estimator: Serv
 
 
 def retry_after_s(*, predicted_s: float, allowed_s: float, jitter: float) -> float:
-    """When a refused caller would be admitted if nobody else came: the excess wait, drained.
+    """When a refused caller will be admitted: the excess wait, drained, with a margin for what was estimated.
 
     Args:
-        predicted_s: the wait that was predicted.
+        predicted_s: the wait that was predicted, with what others were promised.
         allowed_s: the wait the deadline leaves.
         jitter: uniform in [0, 1).
     """
-    return max(predicted_s - max(allowed_s, 0.0), _MIN_RETRY_AFTER_S) * (1.0 + _JITTER * jitter)
+    excess_s = max(predicted_s - _FULL * max(allowed_s, 0.0), _MIN_RETRY_AFTER_S)
+    return excess_s + jitter * min(_JITTER * excess_s, _MOST_JITTER_S)
 
 
-def refusal(
-    ticket: Ticket, *, predicted_s: float, service_s: float, full: bool, jitter: float
-) -> Overloaded | None:
-    """Why a ticket is refused at once; None: it is let in.
+def is_admitted(*, predicted_s: float, promised_s: float, allowed_s: float, promised: bool) -> bool:
+    """Is a new ticket let in?
 
-    One that was let in before and comes back after a fault has its place, whatever is predicted now.
+    What others were promised keeps newcomers out only while the line is at least half as long as it may be: nobody
+    waits for callers who do not come.
+
+    Args:
+        predicted_s: its wait behind what is in line.
+        promised_s: its wait behind that and what others were promised.
+        allowed_s: the wait its deadline leaves.
+        promised: it was told to come now.
+    """
+    if predicted_s == 0.0:
+        return True
+    if predicted_s > allowed_s:
+        return False
+    return promised or promised_s <= allowed_s or predicted_s <= _HALF * allowed_s
+
+
+def overloaded(ticket: Ticket, *, predicted_s: float, wait_s: float) -> Overloaded:
+    """The answer to a ticket that is not let in.
 
     Args:
         ticket: the ticket.
         predicted_s: its predicted wait.
-        service_s: its expected time on the engine.
-        full: the line is at its memory bound.
-        jitter: uniform in [0, 1).
+        wait_s: when to come back.
     """
-    allowed_s = ticket.timeout_s - service_s
-    if not full and (ticket.returning or predicted_s == 0.0 or predicted_s <= allowed_s):
-        return None
-    wait_s = retry_after_s(predicted_s=predicted_s, allowed_s=allowed_s, jitter=jitter)
     return Overloaded(
         f"overloaded: the predicted wait is {predicted_s:.1f} s and the request's deadline "
         f"{ticket.timeout_s:.1f} s away; retry in {wait_s:.0f} s",

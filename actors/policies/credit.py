@@ -1,6 +1,6 @@
 """Credit of one replica: what it can run and what it has been given.
 
-Pure. Called by `actors.policies.dispatch`; a replica's report is the truth about what it runs.
+Pure. Called by `actors.policies.pool`; a replica's report is the truth about what it runs.
 """
 
 from __future__ import annotations
@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from actors.types import Grant, Ticket
+from actors.policies.prefix import KnownPrefixes
+from actors.types import Grant, PriorityClass, Ticket
 
 REPORT_GRACE_S = 5.0  # a grant may be under way this long before its replica must list it as running
+
+LEAVE_GRACE_S = 2.0  # a request that was told to leave is away long before
 
 
 @dataclass(slots=True)
@@ -21,6 +24,21 @@ class Held:
     gateway_id: str
     granted_at: float
     grant: Grant | None = None  # None: adopted, it runs there without a grant of this queue
+    produced: int = 0  # output tokens that were reported
+    stays: bool = False  # it had its turn before higher classes, or begins again each time
+    first_token: bool = False  # it stays until it has produced one: it was sent away before that often enough
+    leaving_at: float | None = None  # when its gateway was told to give it up
+
+    def tokens(self) -> int:
+        """KV-cache tokens to keep for it: what was predicted, or what it has come to."""
+        output = max(self.ticket.predicted_output_tokens * self.ticket.sequences, self.produced)
+        return self.ticket.prompt_tokens + output
+
+    def can_leave(self) -> bool:
+        """May a higher class have its place?"""
+        batch = self.ticket.principal.priority is PriorityClass.BATCH and self.ticket.preemptible
+        stays = self.stays or (self.first_token and not self.produced)
+        return batch and self.grant is not None and not stays and self.leaving_at is None
 
 
 @dataclass(slots=True)
@@ -39,16 +57,41 @@ class ReplicaCredit:
     held: dict[str, Held] = field(default_factory=dict)
     sequences: int = 0
     tokens: int = 0
+    leaving_sequences: int = 0  # of those held: they are on their way out
+    leaving_tokens: int = 0
+    yielding_sequences: int = 0  # of those held: they may be told to leave
     draining: bool = False  # finishes what it holds and gets nothing new; renewed with each report
+    prefixes: KnownPrefixes = field(init=False)
 
-    def fits(self, ticket: Ticket) -> bool:
-        """Is there credit for the ticket? One that is larger than the whole replica may run alone."""
+    def __post_init__(self) -> None:
+        self.prefixes = KnownPrefixes(self.kv_tokens)
+
+    def fits(self, ticket: Ticket, *, ahead: bool = True) -> bool:
+        """Is there credit for the ticket? One that is larger than the whole replica may run alone.
+
+        Args:
+            ticket: the ticket.
+            ahead: it may wait in the engine, too.
+        """
         if not self.held:
             return True
+        most = self.max_sequences + (self.look_ahead if ahead else 0)
         return (
-            self.sequences + ticket.sequences <= self.max_sequences + self.look_ahead
+            self.sequences + ticket.sequences <= most
             and self.tokens + ticket_tokens(ticket) <= self.kv_tokens
         )
+
+    def free_sequences(self) -> int:
+        """Slots free once those who are leaving have left; negative: so many wait in the engine."""
+        return self.max_sequences - self.sequences + self.leaving_sequences
+
+    def free_tokens(self) -> int:
+        """KV tokens free once those who are leaving have left."""
+        return self.kv_tokens - self.tokens + self.leaving_tokens
+
+    def emptying(self) -> bool:
+        """Does everything that is left here leave?"""
+        return all(held.leaving_at is not None for held in self.held.values())
 
     def load(self) -> float:
         """Share of the scarcer credit in use."""
@@ -58,15 +101,56 @@ class ReplicaCredit:
         """Give credit to a ticket."""
         self.held[held.ticket.request_id] = held
         self.sequences += held.ticket.sequences
-        self.tokens += ticket_tokens(held.ticket)
+        self.tokens += held.tokens()
+        if held.can_leave():
+            self.yielding_sequences += held.ticket.sequences
+        self.prefixes.add(held.ticket.prefix)
 
     def give_back(self, request_id: str) -> Held | None:
         """Take a ticket's credit back; unknown ids are ignored."""
         held = self.held.pop(request_id, None)
         if held is not None:
             self.sequences -= held.ticket.sequences
-            self.tokens -= ticket_tokens(held.ticket)
+            self.tokens -= held.tokens()
+            if held.can_leave():
+                self.yielding_sequences -= held.ticket.sequences
+            if held.leaving_at is not None:
+                self.leaving_sequences -= held.ticket.sequences
+                self.leaving_tokens -= held.tokens()
         return held
+
+    def produced(self, request_id: str, tokens: int) -> int:
+        """The replica reports what a request has produced there; returns what is new of it.
+
+        More than was predicted takes more credit, also beyond what the replica has: nothing new fits then.
+        """
+        held = self.held.get(request_id)
+        if held is None or tokens <= held.produced:
+            return 0
+        new, before, stayed = tokens - held.produced, held.tokens(), not held.can_leave()
+        held.produced = tokens
+        if stayed and held.can_leave():
+            self.yielding_sequences += held.ticket.sequences
+        self.tokens += held.tokens() - before
+        if held.leaving_at is not None:
+            self.leaving_tokens += held.tokens() - before
+        return new
+
+    def send_away(self, held: Held, now: float) -> None:
+        """Its gateway is told to give it up; until it does, it keeps its credit."""
+        self.yielding_sequences -= held.ticket.sequences
+        held.leaving_at = now
+        self.leaving_sequences += held.ticket.sequences
+        self.leaving_tokens += held.tokens()
+
+    def count_back(self, now: float) -> None:
+        """Those who should have left by now stay, and may be told again: the message met them between two steps."""
+        for held in self.held.values():
+            if held.leaving_at is not None and now - held.leaving_at > LEAVE_GRACE_S:
+                held.leaving_at = None
+                self.leaving_sequences -= held.ticket.sequences
+                self.leaving_tokens -= held.tokens()
+                self.yielding_sequences += held.ticket.sequences
 
     def forgotten(self, running: Iterable[str], now: float) -> list[str]:
         """Tickets that hold credit here and that the replica, past the grace, does not run.

@@ -6,12 +6,14 @@ replicas.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from actors.errors import ShoalError
-from actors.types import Grant
+from actors.policies.class_shares import CLASS_WEIGHTS
+from actors.types import Grant, PriorityClass
 
 # How a ticket's life ends. "retried" ends one attempt: the request comes back with a new ticket.
 Outcome = Literal["answered", "failed", "expired", "cancelled", "refused", "retried"]
@@ -69,11 +71,20 @@ class DispatchSettings:
     """Bounds of the queue."""
 
     look_ahead: int = 1  # sequences granted beyond what a replica runs
-    stale_after_s: float = 2.0  # no report for so long: no new grants
-    dead_after_s: float = 15.0  # no report for so long: its credit is gone
-    banned_s: float = 5.0  # reports of a replica that was reported gone are ignored so long
+    silent_after_s: float = 2.0  # no report for so long: no new grants, and given up where another one is
+    dead_after_s: float = 15.0  # no report for so long: given up, even the only one
+    banned_s: float = 5.0  # reports of a replica that was given up are ignored so long
     draining_s: float = (
         30.0  # a replica that has left a router gets nothing new so long; then it is tried again
     )
     max_waiting: int = 100_000  # tickets; the memory bound
     expected_start_up_s: float = 10.0  # until a start-up was measured
+    preempt_batch: bool = True  # batch gives its place up when a higher class finds none
+    class_weights: Mapping[PriorityClass, float] = field(default_factory=lambda: dict(CLASS_WEIGHTS))
+    tenant_weights: Mapping[str, float] = field(default_factory=dict)  # 1 for those not named
+
+    def __post_init__(self) -> None:
+        """Refuse weights that are none: a zero would divide, a negative one turn the order round."""
+        for name, weight in [*self.class_weights.items(), *self.tenant_weights.items()]:
+            if not (math.isfinite(weight) and weight > 0):
+                raise ValueError(f"the weight of {name!s} must be a finite number > 0, not {weight}")

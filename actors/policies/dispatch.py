@@ -1,11 +1,11 @@
 """Who runs next, and where: the state machine of one model's request queue.
 
 Pure: every method takes `now` (monotonic seconds of the queue's process) and returns the outcomes to deliver.
-Owns the line, the replicas' credit and the counts of the conservation sum. `actors.batching_queue` feeds it
-and carries its outcomes; simulations and tests drive the same object.
+Owns what becomes of each ticket and the counts of the conservation sum. Who is let in is `entrance`'s, the order
+`fairness`', replicas and their credit `pool`'s; `placement` joins the last two. `actors.batching_queue` feeds it and
+carries its outcomes; simulations and tests drive the same object.
 
-The head of the line waits until it fits, so a large request is never overtaken for ever by small ones, and a
-lower class never passes a waiting higher one.
+The head of the line waits until it fits, so a large request is never overtaken for ever by small ones.
 """
 
 from __future__ import annotations
@@ -14,13 +14,25 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 
-from actors.errors import ShoalError
-from actors.policies.admission import Capacity, ServiceEstimator, predicted_wait_s, refusal
+from actors.errors import DeadlineExceeded
+from actors.policies.admission import ServiceEstimator
 from actors.policies.credit import Held, ReplicaCredit
-from actors.policies.decisions import Decision, DispatchSettings, Granted, Outcome, Refused, ReplicaReport
-from actors.policies.fairness import Waiting, WaitingLine
+from actors.policies.decisions import (
+    Decision,
+    DispatchSettings,
+    Granted,
+    Lost,
+    Outcome,
+    Refused,
+    ReplicaReport,
+)
+from actors.policies.entrance import Entrance
+from actors.policies.fairness import WaitingLine
 from actors.policies.marks import Marks
-from actors.types import Grant, Principal, PriorityClass, Ticket
+from actors.policies.placement import Placement
+from actors.policies.pool import Pool
+from actors.policies.waiting import Waiting
+from actors.types import Principal, PriorityClass, Ticket
 
 _ENDED_S = 5.0  # a report that was on its way when a request ended may still list it
 
@@ -36,36 +48,40 @@ class Dispatcher:
 
     settings: DispatchSettings = field(default_factory=DispatchSettings)
     rng: random.Random = field(default_factory=random.Random)
-    estimator: ServiceEstimator = field(default_factory=ServiceEstimator)
-    line: WaitingLine = field(default_factory=WaitingLine)
-    replicas: dict[str, ReplicaCredit] = field(default_factory=dict)
+    line: WaitingLine = field(init=False)
+    pool: Pool = field(init=False)
+    entrance: Entrance = field(init=False)
+    placement: Placement = field(init=False)
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     accepted: int = 0  # requests taken in, refused ones too
     waits_s: list[tuple[PriorityClass, float]] = field(default_factory=list)  # of grants, until drained
-    start_up_s: float | None = None  # the last measured one
-    slots_per_replica: int = 0  # of the last replica that registered; 0: there was none
-    _granted_on: dict[str, str] = field(default_factory=dict)  # request id → replica id
-    _returning: dict[str, str] = field(default_factory=dict)  # retried request id → gateway id
+    _returning: dict[str, Held] = field(default_factory=dict)  # by request id; between two attempts
     _ended: Marks = field(default_factory=lambda: Marks(_ENDED_S))  # request ids
-    _banned: Marks = field(init=False)  # replica ids
-    _draining: Marks = field(init=False)  # replica ids, known here or not
 
     def __post_init__(self) -> None:
-        self._banned = Marks(self.settings.banned_s)
-        self._draining = Marks(self.settings.draining_s)
+        self.line = WaitingLine(self.settings.class_weights, self.settings.tenant_weights)
+        self.pool = Pool(self.settings)
+        self.entrance = Entrance(line=self.line, pool=self.pool, rng=self.rng)
+        self.placement = Placement(line=self.line, pool=self.pool)
+
+    @property
+    def estimator(self) -> ServiceEstimator:
+        """How long requests hold their slots."""
+        return self.entrance.estimator
 
     def submit(self, ticket: Ticket, gateway_id: str, now: float) -> list[Decision]:
         """Take a ticket into the line, or refuse it at once when its wait would pass its deadline."""
         if (waiting := self.line.get(ticket.request_id)) is not None:
             waiting.gateway_id = gateway_id  # its old connection was lost, which this queue may hear later
             return []
-        if ticket.request_id in self._granted_on and not self._unadopt(ticket.request_id, gateway_id):
-            return self._grant_again(ticket.request_id, gateway_id)
+        held = self.pool.get(ticket.request_id)
+        if held is not None and not self._unadopt(held):
+            return self._grant_again(held, gateway_id)
         if self._returning.pop(ticket.request_id, None) is None:
             self.accepted += 1
-        refusal = self._refusal(ticket)
+        refusal = self.entrance.refusal(ticket, now)
         if refusal is not None:
-            self.outcomes["refused"] += 1
+            self._finish(ticket.request_id, "refused")
             return [Refused(gateway_id=gateway_id, request_id=ticket.request_id, error=refusal)]
         self.line.join(
             Waiting(
@@ -82,23 +98,33 @@ class Dispatcher:
         """End a ticket wherever it is: in line, running, or between two attempts; unknown ids are ignored.
 
         Its caller left or its deadline passed while it waited, or its generation ended.
+
+        Args:
+            request_id: the ticket's.
+            outcome: how this attempt ended.
+            now: the time.
+            output_tokens: what this attempt produced, as far as its gateway has seen it.
         """
-        del output_tokens
         if outcome != "retried":
             self._ended.add(request_id, now)
-        return self._end(request_id, outcome, now)
+        return self._end(request_id, outcome, now, output_tokens)
 
-    def _end(self, request_id: str, outcome: Outcome, now: float) -> list[Decision]:
-        if request_id in self._returning and outcome == "retried":
+    def _end(self, request_id: str, outcome: Outcome, now: float, output_tokens: int = 0) -> list[Decision]:
+        if (returning := self._returning.get(request_id)) is not None and outcome == "retried":
+            self._charge_rest(returning, output_tokens)
             return []  # its replica was reported gone before: it is on its way back already
+        if outcome == "retried" and request_id in self.line:
+            return []  # it has come back already
         if self.line.leave(request_id) is not None or self._returning.pop(request_id, None) is not None:
-            self.outcomes[outcome] += 1
-            return []
-        replica = self.replicas.get(self._granted_on.pop(request_id, ""))
-        held = replica.give_back(request_id) if replica is not None else None
+            self._finish(request_id, outcome)
+            return self._dispatch(now)  # it may have stood before others
+        held = self.pool.give_back(request_id)
         if held is None:
             return []
-        self._count_end(held, outcome)
+        self._charge_rest(held, output_tokens)
+        if held.leaving_at is not None and outcome == "retried":
+            self.placement.preemption.came_off(held)
+        self._after_attempt(held, outcome)
         if outcome == "answered" and held.grant is not None:
             self.estimator.observe(
                 service_s=now - held.granted_at,
@@ -109,9 +135,8 @@ class Dispatcher:
     def gateway_gone(self, gateway_id: str, now: float) -> list[Decision]:
         """Forget everything of a gateway whose connection ended; the replicas cancel its streams."""
         theirs = self.line.of_gateway(gateway_id)
-        theirs += [i for i, owner in self._returning.items() if owner == gateway_id]
-        for replica in self.replicas.values():
-            theirs += [i for i, held in replica.held.items() if held.gateway_id == gateway_id]
+        theirs += [i for i, held in self._returning.items() if held.gateway_id == gateway_id]
+        theirs += self.pool.of_gateway(gateway_id)
         decisions: list[Decision] = []
         for request_id in theirs:
             # Not `end`: what a replica still lists is booked again, if only this connection was lost.
@@ -120,25 +145,17 @@ class Dispatcher:
 
     def report(self, report: ReplicaReport, now: float) -> list[Decision]:
         """Register a replica or refresh it; its list of running requests corrects the books."""
-        if self._banned.has(report.replica_id, now):
-            return []
-        replica = self.replicas.get(report.replica_id)
+        replica = self.pool.report(report, now)
         if replica is None:
-            replica = self.replicas[report.replica_id] = ReplicaCredit(
-                replica_id=report.replica_id,
-                max_sequences=report.max_sequences,
-                kv_tokens=report.kv_tokens,
-                look_ahead=self.settings.look_ahead,
-                last_report_at=now,
-            )
-        replica.last_report_at = now
-        replica.draining = self._draining.has(report.replica_id, now)
-        self.start_up_s, self.slots_per_replica = report.start_up_s, report.max_sequences
+            return []
         for request_id in report.running:
             self._adopt(request_id, replica, now)
+        for request_id, tokens in zip(report.running, report.produced_tokens, strict=False):
+            if new := replica.produced(request_id, tokens):
+                self._charge(replica.held[request_id], new)
         for request_id in replica.forgotten(report.running, now):
-            self._granted_on.pop(request_id, None)
-            self._count_end(replica.give_back(request_id), "failed")
+            if (held := self.pool.give_back(request_id)) is not None:
+                self._after_attempt(held, "failed")
         return self._dispatch(now)
 
     def replica_draining(self, replica_id: str, now: float) -> None:
@@ -146,128 +163,80 @@ class Dispatcher:
 
         Remembered for replicas that are not known here, too: a new owner hears this before their reports.
         """
-        self._draining.add(replica_id, now)
-        if (replica := self.replicas.get(replica_id)) is not None:
-            replica.draining = True
+        self.pool.drain(replica_id, now)
 
     def replica_gone(self, replica_id: str, now: float) -> list[Decision]:
         """Drop a replica and its credit; the gateways that hold its tickets submit them again."""
-        replica = self.replicas.pop(replica_id, None)
-        # Its last reports may still be under way; one that lives on may come back later.
-        self._banned.add(replica_id, now)
-        if replica is not None:
-            for request_id, held in replica.held.items():
-                self._granted_on.pop(request_id, None)
-                # Nobody here answers for an adopted one: its gateway, if it lives, submits it as a new one.
-                self._count_end(held, "failed" if held.grant is None else "retried")
+        for held in self.pool.remove(replica_id, now):
+            # Nobody here answers for an adopted one: its gateway, if it lives, submits it as a new one.
+            self._after_attempt(held, "failed" if held.grant is None else "retried")
         return self._dispatch(now)
 
     def sweep(self, now: float) -> list[Decision]:
-        """Drop replicas that have been silent too long. Call about twice a second."""
-        silent = [
-            replica.replica_id
-            for replica in self.replicas.values()
-            if now - replica.last_report_at > self.settings.dead_after_s
-        ]
-        return [decision for replica_id in silent for decision in self.replica_gone(replica_id, now)]
-
-    def running_sequences(self) -> int:
-        """Sequences that hold credit, without those granted ahead."""
-        return sum(min(r.sequences, r.max_sequences) for r in self.replicas.values())
-
-    def waiting_ahead_sequences(self) -> int:
-        """Sequences granted ahead: they wait in an engine."""
-        return sum(max(r.sequences - r.max_sequences, 0) for r in self.replicas.values())
+        """Give up replicas that have been silent too long, and tell every gateway. Call about twice a second."""
+        decisions: list[Decision] = []
+        for replica_id in self.pool.silent(now):
+            decisions += [Lost(replica_id=replica_id), *self.replica_gone(replica_id, now)]
+        for replica in self.pool.replicas.values():
+            replica.count_back(now)
+        return decisions
 
     def in_flight(self) -> int:
         """Requests in line, granted or between two attempts: the last term of the conservation sum."""
-        return len(self.line) + len(self._granted_on) + len(self._returning)
+        return len(self.line) + len(self.pool) + len(self._returning)
 
-    def capacity(self) -> Capacity:
-        """What the replicas can run now."""
-        replicas = [r for r in self.replicas.values() if not r.draining]
-        expected_s = self.settings.expected_start_up_s
-        return Capacity(
-            slots=sum(r.max_sequences for r in replicas),
-            free_slots=sum(max(r.max_sequences - r.sequences, 0) for r in replicas),
-            start_up_s=self.start_up_s if self.start_up_s is not None else expected_s,
-            slots_per_replica=max(self.slots_per_replica, 1),
-        )
-
-    def _refusal(self, ticket: Ticket) -> ShoalError | None:
-        ahead_s = self.line.work_s(up_to=ticket.principal.priority)
-        return refusal(
-            ticket,
-            predicted_s=predicted_wait_s(
-                work_ahead_s=ahead_s, capacity=self.capacity(), estimator=self.estimator
-            ),
-            service_s=self.estimator.service_s(ticket),
-            full=len(self.line) >= self.settings.max_waiting,
-            jitter=self.rng.random(),
-        )
-
-    def _unadopt(self, request_id: str, gateway_id: str) -> bool:
+    def _unadopt(self, held: Held) -> bool:
         """Free the credit of an adopted request that comes back: its gateway has given that replica up."""
-        replica = self.replicas[self._granted_on[request_id]]
-        if replica.held[request_id].grant is not None:
+        if held.grant is not None:
             return False
-        replica.give_back(request_id)
-        del self._granted_on[request_id]
-        self._returning[request_id] = gateway_id
+        self.pool.give_back(held.ticket.request_id)
+        self._returning[held.ticket.request_id] = held
         return True
 
-    def _grant_again(self, request_id: str, gateway_id: str) -> list[Decision]:
+    def _grant_again(self, held: Held, gateway_id: str) -> list[Decision]:
         """Tell a grant over the connection that asks again: the one it was told over is lost."""
-        held = self.replicas[self._granted_on[request_id]].held[request_id]
         if held.gateway_id == gateway_id or held.grant is None:
             return []
         held.gateway_id = gateway_id
         return [Granted(gateway_id=gateway_id, grant=held.grant)]
 
     def _dispatch(self, now: float) -> list[Decision]:
-        granted: list[Decision] = []
-        for priority in PriorityClass:
-            while (head := self.line.head(priority)) is not None:
-                if head.deadline_at <= now:
-                    self.line.leave(head.ticket.request_id)
-                    self.outcomes["expired"] += 1
-                elif (replica := self._choose(head.ticket, now)) is not None:
-                    granted.append(self._grant(head, replica, now))
-                else:
-                    return granted
-        return granted
+        decisions: list[Decision] = []
+        while (head := self.line.head()) is not None:
+            if head.deadline_at <= now:
+                self.line.leave(head.ticket.request_id)
+                self._finish(head.ticket.request_id, "expired")
+            elif self._is_late(head, now):
+                decisions.append(self._give_up(head))
+            elif (granted := self.placement.place(head, now)) is not None:
+                self.waits_s.append((head.ticket.principal.priority, granted.grant.waited_s))
+                decisions.append(granted)
+            else:
+                break
+        return decisions + self.placement.make_room(head.ticket if head is not None else None, now)
 
-    def _choose(self, ticket: Ticket, now: float) -> ReplicaCredit | None:
-        able = [
-            replica
-            for replica in self.replicas.values()
-            if not replica.draining
-            and now - replica.last_report_at <= self.settings.stale_after_s
-            and replica.fits(ticket)
-        ]
-        return min(able, key=ReplicaCredit.load, default=None)
+    def _is_late(self, head: Waiting, now: float) -> bool:
+        """Has it waited until it could not end even in half of what is expected?
 
-    def _grant(self, head: Waiting, replica: ReplicaCredit, now: float) -> Granted:
-        ticket = head.ticket
-        self.line.leave(ticket.request_id)
-        waited_s = now - head.arrived_at
-        self.waits_s.append((ticket.principal.priority, waited_s))
-        grant = Grant(
-            request_id=ticket.request_id,
-            replica_id=replica.replica_id,
-            waited_s=waited_s,
-            attempt=ticket.attempt,
-        )
-        replica.take(Held(ticket=ticket, gateway_id=head.gateway_id, granted_at=now, grant=grant))
-        self._granted_on[ticket.request_id] = replica.replica_id
-        return Granted(gateway_id=head.gateway_id, grant=grant)
+        One that a fault brought back has begun already.
+        """
+        if head.ticket.returning or head.arrived_at == now or not self.estimator.observed:
+            return False
+        return head.deadline_at - now < self.estimator.service_s(head.ticket) / 2.0
+
+    def _give_up(self, head: Waiting) -> Refused:
+        request_id = head.ticket.request_id
+        self.line.leave(request_id)
+        self._finish(request_id, "expired")
+        late = DeadlineExceeded("no free slot in time: too little is left until the request's deadline")
+        return Refused(gateway_id=head.gateway_id, request_id=request_id, error=late)
 
     def _adopt(self, request_id: str, replica: ReplicaCredit, now: float) -> None:
         """Book what a replica runs and this queue never granted: it is a new owner.
 
         A request that waits here, too, is running its last steps on a replica that was given up.
         """
-        if request_id in self._granted_on or request_id in self.line or request_id in self._returning:
+        if request_id in self.pool or request_id in self.line or request_id in self._returning:
             return
         if self._ended.has(request_id, now):
             return
@@ -278,14 +247,25 @@ class Dispatcher:
             predicted_output_tokens=int(self.estimator.mean_output_tokens),
             timeout_s=0.0,
         )
-        replica.take(Held(ticket=ticket, gateway_id="", granted_at=now))
-        self._granted_on[request_id] = replica.replica_id
+        self.pool.take(replica, Held(ticket=ticket, gateway_id="", granted_at=now))
         self.accepted += 1
 
-    def _count_end(self, held: Held | None, outcome: Outcome) -> None:
-        if held is None:
-            return
+    def _charge_rest(self, held: Held, output_tokens: int) -> None:
+        """Charge what was produced after the last report."""
+        if output_tokens > held.produced:
+            self._charge(held, output_tokens - held.produced)
+            held.produced = output_tokens
+
+    def _charge(self, held: Held, tokens: int) -> None:
+        if held.grant is not None:  # whose an adopted one is nobody knows
+            self.line.charge_output(held.ticket, tokens)
+
+    def _after_attempt(self, held: Held, outcome: Outcome) -> None:
         if outcome == "retried":
-            self._returning[held.ticket.request_id] = held.gateway_id
+            self._returning[held.ticket.request_id] = held
         else:
-            self.outcomes[outcome] += 1
+            self._finish(held.ticket.request_id, outcome)
+
+    def _finish(self, request_id: str, outcome: Outcome) -> None:
+        self.outcomes[outcome] += 1
+        self.placement.preemption.forget(request_id)

@@ -1,34 +1,54 @@
-"""How many tokens a request will produce: what the queue charges before anybody knows.
+"""How many tokens a request will produce: what is reserved before anybody knows.
 
-Pure. A moving average per tenant (learned predictors are weak out of domain, scaling.md), bounded by what the
-request allows.
+Pure. Used by `actors.gateway`. Per tenant, since learned predictors are weak out of domain (scaling.md), and bounded
+by what the request allows.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from actors.policies.quantile import Quantile
 
 _SMOOTHING = 0.2
 _DEFAULT_TOKENS = 128.0  # until a tenant was seen
 _MOST_TENANTS = 10_000
+_SHARE = 0.9  # of a tenant's answers that are no longer than predicted
+
+
+@dataclass(slots=True)
+class _Tenant:
+    mean_tokens: float
+    high: Quantile = field(default_factory=lambda: Quantile(_SHARE))
 
 
 class OutputPredictor:
-    """Moving average of output tokens per choice, by tenant."""
+    """Output tokens per choice, by tenant: the 90th percentile for engine memory, the mean for limits."""
 
     def __init__(self) -> None:
-        self._mean_tokens: OrderedDict[str, float] = OrderedDict()
+        self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
 
     def predict(self, tenant: str, max_tokens: int | None) -> int:
-        """Expected output tokens of one choice, at least 1 and at most `max_tokens`."""
-        mean = self._mean_tokens.get(tenant, _DEFAULT_TOKENS)
-        return max(1, round(mean if max_tokens is None else min(mean, max_tokens)))
+        """Output tokens that one choice in ten exceeds, at least 1 and at most `max_tokens`."""
+        known = self._tenants.get(tenant)
+        return _bounded(known.high.value if known is not None else _DEFAULT_TOKENS, max_tokens)
+
+    def expect(self, tenant: str, max_tokens: int | None) -> int:
+        """Mean output tokens of one choice, at least 1 and at most `max_tokens`."""
+        known = self._tenants.get(tenant)
+        return _bounded(known.mean_tokens if known is not None else _DEFAULT_TOKENS, max_tokens)
 
     def observe(self, tenant: str, output_tokens: int) -> None:
         """Learn from a finished choice."""
-        before = self._mean_tokens.get(tenant)
-        now = output_tokens if before is None else before + _SMOOTHING * (output_tokens - before)
-        self._mean_tokens[tenant] = float(now)
-        self._mean_tokens.move_to_end(tenant)
-        if len(self._mean_tokens) > _MOST_TENANTS:
-            self._mean_tokens.popitem(last=False)
+        tokens = float(max(output_tokens, 1))
+        known = self._tenants.setdefault(tenant, _Tenant(tokens))
+        known.mean_tokens += _SMOOTHING * (tokens - known.mean_tokens)
+        known.high.observe(tokens)
+        self._tenants.move_to_end(tenant)
+        if len(self._tenants) > _MOST_TENANTS:
+            self._tenants.popitem(last=False)
+
+
+def _bounded(tokens: float, max_tokens: int | None) -> int:
+    return max(1, round(tokens if max_tokens is None else min(tokens, max_tokens)))

@@ -1,9 +1,14 @@
-"""Predicted waits, Retry-After and output prediction."""
+"""Predicted waits, who is let in, and Retry-After."""
 
 import pytest
 
-from actors.policies.admission import Capacity, ServiceEstimator, predicted_wait_s, retry_after_s
-from actors.policies.prediction import OutputPredictor
+from actors.policies.admission import (
+    Capacity,
+    ServiceEstimator,
+    is_admitted,
+    predicted_wait_s,
+    retry_after_s,
+)
 from actors.types import Principal, Ticket
 
 
@@ -49,16 +54,24 @@ def test_n_choices_are_n_times_the_work():
     assert estimator.work_s(ticket(sequences=3)) == pytest.approx(3.0)
 
 
-def test_retry_after_is_the_excess_wait_with_jitter_and_never_below_a_second():
-    assert retry_after_s(predicted_s=12.0, allowed_s=2.0, jitter=0.0) == pytest.approx(10.0)
-    assert retry_after_s(predicted_s=12.0, allowed_s=2.0, jitter=1.0) == pytest.approx(12.5)
+def test_retry_after_is_the_excess_wait_with_some_jitter_and_never_below_a_second():
+    assert retry_after_s(predicted_s=12.0, allowed_s=2.0, jitter=0.0) == pytest.approx(12.0 - 0.9 * 2.0)
+    assert retry_after_s(predicted_s=5.0, allowed_s=0.0, jitter=1.0) == pytest.approx(5.0 * 1.25)
+    assert retry_after_s(predicted_s=100.0, allowed_s=0.0, jitter=1.0) == pytest.approx(102.0)
     assert retry_after_s(predicted_s=0.1, allowed_s=0.0, jitter=0.0) == 1.0
 
 
-def test_output_is_predicted_per_tenant_and_bounded_by_the_request():
-    predictor = OutputPredictor()
-    predictor.observe("a", 10)
-    predictor.observe("a", 20)
-    assert predictor.predict("a", None) == 12
-    assert predictor.predict("a", 5) == 5
-    assert predictor.predict("b", None) == 128
+@pytest.mark.parametrize(
+    ("predicted_s", "promised_s", "promised", "let_in"),
+    [
+        (0.0, 100.0, False, True),  # a slot is free
+        (11.0, 11.0, True, False),  # it would miss its deadline, whatever it was told
+        (9.0, 9.5, False, True),
+        (9.0, 11.0, False, False),  # the place is promised to others
+        (9.0, 11.0, True, True),  # to this one
+        (4.0, 100.0, False, True),  # the line is short: nobody waits for those who may not come
+    ],
+)
+def test_who_is_let_in(predicted_s, promised_s, promised, let_in):
+    answer = is_admitted(predicted_s=predicted_s, promised_s=promised_s, allowed_s=10.0, promised=promised)
+    assert answer is let_in

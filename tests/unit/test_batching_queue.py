@@ -7,7 +7,7 @@ import pytest
 from actors import batching_queue
 from actors.batching_queue import BatchingQueue, BatchingQueueConfig
 from actors.handles import frames
-from actors.types import ModelCard, Principal, Ticket
+from actors.types import ModelCard, Principal, PriorityClass, Ticket
 from tests.unit.fake_serve import settle
 
 CARD = ModelCard(name="m", context_tokens=100, tokenizer="scripted")
@@ -133,3 +133,27 @@ async def test_the_sweeper_survives_a_sweep_that_breaks(queue, monkeypatch):
     monkeypatch.setattr(queue, "_publish", swept.append)
     await asyncio.sleep(0.03)
     assert swept
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"class_weights": {"batch": 0}}, "class_weights.batch"),
+        ({"class_weights": {"vip": 1}}, "interactive"),
+        ({"tenant_weights": {"acme": -2}}, "tenant_weights.acme"),
+        ({"tenant_weights": {"acme": float("inf")}}, "tenant_weights.acme"),
+    ],
+)
+def test_weights_that_make_no_order_are_refused_with_their_name(given, named):
+    with pytest.raises(ValueError, match=named):
+        BatchingQueueConfig.model_validate(given)
+
+
+async def test_the_configured_weights_decide_between_tenants_and_classes():
+    config = BatchingQueueConfig(
+        look_ahead=0, tenant_weights={"gold": 3.0}, class_weights={"batch": 2.0, "interactive": 4.0}
+    )
+    line = BatchingQueue("m", config)._dispatcher.line
+    counters = line._classes[PriorityClass.STANDARD].counters
+    assert (counters.weight("gold"), counters.weight("other")) == (3.0, 1.0)
+    assert line._shares._weights == {"interactive": 4.0, "standard": 30.0, "batch": 2.0}

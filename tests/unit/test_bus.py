@@ -221,6 +221,19 @@ async def test_commands_that_were_lost_end_their_streams_only(pool, served, repl
     assert owner.lost == []
 
 
+async def test_a_send_that_finds_the_replica_dead_or_its_end_of_the_bus_closed_breaks_the_bus(
+    pool, served, owner
+):
+    _, first = await start(pool, "first")
+
+    def refuses(_method):
+        raise ReplicaGone("the bus is not open")
+
+    served.before_call = refuses
+    _, second = await start(pool, "second")
+    assert (first.errors, second.errors, owner.lost) == ([ReplicaGone], [ReplicaGone], ["a"])
+
+
 async def leave(directory, *left):
     directory.update("m", frozenset(left))
     await settle()
@@ -270,6 +283,18 @@ async def test_a_replica_that_no_router_has_heard_of_yet_has_not_left(directory)
     directory.update("m", frozenset({"new"}))
     assert not directory.has_left("m", "new")
     assert directory.has_left("m", "a")
+
+
+async def test_news_of_others_says_nothing_of_a_replica_that_the_router_has_not_heard_of_yet(
+    pool, directory, owner, replica
+):
+    _, sink = await start(pool, replica_id="new")
+    await leave(directory, "a", "b", "another")
+    assert (replica.open, owner.draining, sink.errors) == (1, [], [])
+    replica.tokens("r1", "a", last=True)
+    await settle()
+    await leave(directory, "a", "b")
+    assert (replica.open, owner.draining, owner.lost) == (1, [], [])
 
 
 async def test_a_cancelled_stream_is_aborted_and_its_late_tokens_go_nowhere(pool, replica):

@@ -377,6 +377,24 @@ async def test_of_two_starts_one_may_fail_and_the_other_goes_on():
     assert len(model._queue.tickets) == 2
 
 
+async def test_when_both_starts_fail_the_request_comes_back_under_its_own_ticket():
+    model = overdue_client([])
+    task = asyncio.ensure_future(generate(model))
+    await started(model, 2)
+    slow, second = model._pool.running
+    assert [one.request.request_id for one in (slow, second)] == [
+        "r",
+        "r#2",
+    ]  # as the queue has it in its books
+    slow.play(ReplicaGone("x"))
+    second.play(ReplicaGone("x"))
+    await started(model, 3)
+    model._pool.running[2].play(word(0, usage=Usage(1, 1)))
+    await task
+    assert [ticket.request_id for ticket in model._queue.tickets] == ["r", "r#2", "r"]
+    assert model._queue.ended == ["cancelled", "failed", "answered"]
+
+
 async def test_a_client_that_leaves_stops_both_starts():
     model = overdue_client([])
     task = asyncio.ensure_future(generate(model))

@@ -10,6 +10,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from actors.engines import scripted_tokenizer as tokenizer
 from actors.engines.scripted import ScriptedConfig, ScriptedEngine
 from actors.engines.tokens import prompt_tokens
 from actors.errors import Conflict, ContextLengthExceeded, EngineFailed, InvalidRequest
-from actors.types import GenerationRequest, Message, ModelCard, SamplingParams, TokenDelta, Tool
+from actors.types import GenerationRequest, Message, ModelCard, Progress, SamplingParams, TokenDelta, Tool
 
 _ids = itertools.count()
 SLACK_S = 0.4
@@ -300,3 +301,48 @@ def test_a_cache_too_small_for_one_context_is_refused() -> None:
 def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(ValidationError, match="itl"):
         ScriptedConfig.model_validate({"itl": 1})
+
+
+def behind(request: GenerationRequest, deltas: list[TokenDelta]) -> GenerationRequest:
+    """The request with these deltas of its only choice delivered."""
+    begun = Progress(
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        text_chars=sum(len(delta.text) for delta in deltas),
+    )
+    return replace(request, progress=(begun,))
+
+
+async def test_what_was_delivered_is_prefilled_with_the_prompt(start: Start) -> None:
+    request = ask("word " * 100)
+    deltas = await run(await start(**FREE), request)
+    engine = await start(itl_base_s=0.0, itl_per_sequence_s=0.0, prefill_tokens_per_s=1000.0)
+    took_s = await timed(run(engine, behind(request, deltas[:-1])))
+    usage = deltas[-1].usage
+    assert usage is not None
+    assert engine.stats().prompt_tokens_total == usage.total_tokens - 1
+    assert took_s >= (usage.total_tokens - 1) / 1000
+    assert engine.stats().output_tokens_total == 1
+    assert engine.stats().kv_usage == 0.0
+
+
+async def test_an_end_that_is_all_that_is_left_needs_no_slot(start: Start) -> None:
+    engine = await start(max_sequences=1, output_tokens=1000)
+    request = ask(max_tokens=4)
+    deltas = await run(engine, request)
+    async with aclosing(engine.generate(ask())) as busy:
+        await anext(busy)
+        (last,) = await run(engine, behind(request, deltas))
+    assert (last.text, last.token_ids, last.finish_reason) == ("", (), "length")
+    assert last.usage == deltas[-1].usage
+
+
+async def test_in_fixed_time_the_rest_comes_whole(start: Start) -> None:
+    engine = await start(fixed_service_s=0.0)
+    request = ask()
+    (whole,) = await run(engine, request)
+    begun = Progress(token_ids=whole.token_ids[:2], text_chars=3)
+    (rest,) = await run(engine, replace(request, progress=(begun,)))
+    assert rest.token_ids == whole.token_ids[2:]
+    assert rest.text == whole.text[3:]
+    assert rest.usage == whole.usage
+    assert engine.stats().kv_usage == 0.0

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from actors.engines.scripted import ScriptedConfig, ScriptedEngine
 from actors.engines.scripted_faults import FaultKind, ScriptedFault, directive
 from actors.engines.scripted_loop import EXIT_STATUS
 from actors.errors import EngineFailed, InvalidRequest
-from actors.types import GenerationRequest, Message, TokenDelta
+from actors.types import GenerationRequest, Message, Progress, TokenDelta
 
 BOUND_S = 0.15
 Start = Callable[..., Awaitable[ScriptedEngine]]
@@ -207,3 +208,30 @@ def test_directives_are_read_from_the_text(text: str, fault: ScriptedFault | Non
 def test_a_directive_that_is_none_is_refused_with_what_there_is(text: str) -> None:
     with pytest.raises(InvalidRequest, match="crash, exit, oom, hang, slow"):
         directive(text)
+
+
+async def test_a_hang_that_is_known_fails_every_further_check_at_once(start: Start) -> None:
+    engine = await start()
+    engine.inject(ScriptedFault(kind=FaultKind.HANG))
+    started = time.monotonic()
+    for _ in range(3):
+        with pytest.raises(EngineFailed, match="hangs"):
+            await engine.check_health()
+    assert BOUND_S <= time.monotonic() - started <= 2 * BOUND_S
+    engine.clear_faults()
+    await engine.check_health()
+
+
+async def test_a_continued_request_does_not_break_the_next_engine_too(start: Start) -> None:
+    request = ask("[[shoal:crash after=5]] One two three four five six seven")
+    got: list[TokenDelta] = []
+    with pytest.raises(EngineFailed):
+        await read(await start(allow_directives=True), request, got)
+    begun = Progress(
+        token_ids=tuple(token for delta in got for token in delta.token_ids),
+        text_chars=sum(len(delta.text) for delta in got),
+    )
+    await read(await start(allow_directives=True), replace(request, progress=(begun,)), got)
+    assert got[-1].usage is not None
+    with pytest.raises(EngineFailed):  # nothing was delivered: the request breaks whoever takes it
+        await read(await start(allow_directives=True), replace(request, progress=(Progress(),)), [])

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from actors.engines import scripted_tokenizer as tokenizer
 from actors.engines.scripted_script import Script, stretched, write
 from actors.engines.scripted_text import Answer
-from actors.types import SamplingParams, ToolCall
+from actors.errors import CannotResume
+from actors.types import Progress, SamplingParams, TokenDelta, ToolCall
 
 LETTERS = st.text("abc ", max_size=30)
 
@@ -144,3 +145,38 @@ def test_logprobs_are_plausible(text: str, top: int) -> None:
 
 def test_logprobs_are_only_there_when_asked_for() -> None:
     assert script("One two").whole().logprobs == ()
+
+
+def told(deltas: list[TokenDelta]) -> Progress:
+    return Progress(
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        text_chars=sum(len(delta.text) for delta in deltas),
+    )
+
+
+@given(
+    text=st.text("abc 🦜é", min_size=1, max_size=30),
+    stops=st.lists(st.text("abc 🦜", min_size=1, max_size=4), max_size=3),
+    limit=st.integers(1, 12),
+    place=st.floats(0, 1),
+)
+def test_behind_any_cut_comes_exactly_the_rest(text: str, stops: list[str], limit: int, place: float) -> None:
+    laid_out = script(text, stop=tuple(stops), limit_tokens=limit, logprobs=True)
+    deltas = list(laid_out.steps())
+    cut = round(place * (len(deltas) - 1))
+    rest = laid_out.behind(told(deltas[:cut]))
+    assert list(rest.steps()) == deltas[cut:]
+    assert rest.whole().text == "".join(delta.text for delta in deltas[cut:])
+    assert rest.whole().token_ids == told(deltas[cut:]).token_ids
+    assert rest.whole().logprobs == tuple(entry for delta in deltas[cut:] for entry in delta.logprobs)
+
+
+def test_text_that_was_not_delivered_comes_with_the_next_token() -> None:
+    begun = Progress(token_ids=tuple(tokenizer.encode("One two")), text_chars=4)
+    assert [delta.text for delta in script("One two three").behind(begun).steps()] == ["two thr", "ee"]
+
+
+@pytest.mark.parametrize(("said", "chars"), [("Two", 3), ("One two three four", 5), ("One", 4)])
+def test_what_this_script_never_said_is_no_beginning(said: str, chars: int) -> None:
+    with pytest.raises(CannotResume):
+        script("One two three").behind(Progress(token_ids=tuple(tokenizer.encode(said)), text_chars=chars))

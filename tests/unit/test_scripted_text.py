@@ -77,7 +77,7 @@ def test_the_passage_that_fits_the_question_is_quoted_and_cited() -> None:
         ),
         passage(3, "Question and answer passages are numbered documents."),
     ]
-    messages = with_passages([Message(role="user", content=QUESTION)], passages, "-----abc-----")
+    messages = with_passages([Message(role="user", content=QUESTION)], passages)
     answer = say(*messages).text
     assert "The Zugspitze is 2,962 metres tall. [2]" in answer
     assert "Feldberg" not in answer
@@ -89,7 +89,7 @@ def test_context_above_the_question_is_quoted_too() -> None:
 
 
 def test_without_a_fitting_sentence_it_does_not_quote() -> None:
-    messages = with_passages([Message(role="user", content=QUESTION)], [passage(1, "Bread is baked.")], "---")
+    messages = with_passages([Message(role="user", content=QUESTION)], [passage(1, "Bread is baked.")])
     assert say(*messages).text == QUESTION
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from actors.engines.vllm_output import OutputMapper
 from actors.engines.vllm_tools import ForcedCall, ToolPlan
-from actors.errors import InvalidRequest, ShoalError
-from actors.types import SamplingParams, TokenDelta, Usage
+from actors.errors import CannotResume, InvalidRequest, ShoalError
+from actors.types import Progress, SamplingParams, TokenDelta, Usage
 
 
 def completion(
@@ -135,3 +135,39 @@ def test_a_request_the_engine_gave_up_is_an_error_that_blames_a_schema_where_the
 def test_a_schema_that_lets_nothing_be_said_is_the_requests_error() -> None:
     with pytest.raises(InvalidRequest, match="allows nothing"):
         run(mapper(constrained=True), output(completion(ids=(2,), finish="stop"), finished=True))
+
+
+def test_behind_what_was_told_come_its_missing_text_and_the_whole_usage() -> None:
+    mapped = mapper(echo="Once ")
+    mapped.take_over(0, [("He", 1, False), ("llo", 2, False)], Progress(token_ids=(1, 2), text_chars=3))
+    (delta,) = run(mapped, output(completion(text=" you", ids=(3,), finish="stop"), finished=True, cached=9))
+    assert (delta.text, delta.token_ids, delta.usage) == ("lo you", (3,), Usage(7, 3, 7))
+
+
+def test_a_choice_that_had_ended_counts_and_says_nothing() -> None:
+    mapped = mapper(2)
+    mapped.take_over(0, [], Progress(token_ids=(1, 2, 3), text_chars=50, finish_reason="stop"))
+    (delta,) = run(mapped, output(completion(1, "a", (1,), "length"), finished=True))
+    assert (delta.choice, delta.usage) == (1, Usage(7, 4, 0))
+
+
+def test_more_text_than_the_tokens_give_is_another_answer() -> None:
+    with pytest.raises(CannotResume, match="more of the answer"):
+        mapper().take_over(0, [("He", 1, False)], Progress(token_ids=(1,), text_chars=3))
+
+
+def test_a_call_whose_name_was_told_goes_on_with_its_arguments() -> None:
+    mapped = mapper(tools=ToolPlan(new_stream=lambda: ForcedCall("add")), constrained=True)
+    mapped.take_over(0, [('{"a":', 1, False)], Progress(token_ids=(1,)))
+    (delta,) = run(mapped, output(completion(text="1}", ids=(2,), finish="stop"), finished=True))
+    (call,) = delta.tool_calls
+    assert (call.id, call.name, call.arguments) == (None, None, "1}")
+    assert delta.finish_reason == "tool_calls"
+
+
+def test_an_end_alone_carries_the_text_that_was_held_back() -> None:
+    mapped = mapper()
+    mapped.take_over(0, [("He", 1, False), ("llo", 2, True)], Progress(token_ids=(1, 2), text_chars=4))
+    delta = mapped.with_usage(mapped.end(0, "length"))
+    assert (delta.text, delta.token_ids, delta.finish_reason) == ("o", (), "length")
+    assert delta.usage == Usage(7, 2, 0)
