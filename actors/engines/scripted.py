@@ -1,8 +1,8 @@
 """The scripted engine: a real engine in every respect but the model.
 
-Serves tests, simulation and benchmarks behind `LLMEngine`. This file owns its config and the acceptance of
-requests; `scripted_text` says what is answered, `scripted_script` lays it out in tokens, `scripted_batch` and
-`scripted_loop` run it at the pace of `service_curve`, `scripted_faults` breaks it on demand.
+Serves tests, simulation and benchmarks behind `LLMEngine`. This file owns its config and a request's way through;
+`scripted_accept` takes it in, `scripted_text` says what is answered, `scripted_script` lays it out in tokens,
+`scripted_batch` and `scripted_loop` run it at the pace of `service_curve`, `scripted_faults` breaks it on demand.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from actors.engines import scripted_tokenizer as tokenizer
+from actors.engines.progress import progress_of
 from actors.engines.protocol import EngineCapacity, EngineStats
-from actors.engines.scripted_batch import Batch, Sequence, Stream
+from actors.engines.scripted_accept import accept
+from actors.engines.scripted_batch import Batch
 from actors.engines.scripted_faults import ScriptedFault, directive
 from actors.engines.scripted_loop import StepLoop
-from actors.engines.scripted_script import stretched, write
-from actors.engines.scripted_text import Answer, Style, compose, last_user_text
+from actors.engines.scripted_text import Style, last_user_text
 from actors.engines.service_curve import ServiceCurve
-from actors.engines.tokens import SCRIPTED, prompt_tokens
-from actors.errors import Conflict, ContextLengthExceeded, EngineFailed, InvalidRequest
+from actors.engines.tokens import SCRIPTED
+from actors.errors import Conflict, EngineFailed
 from actors.types import GenerationRequest, ModelCard, TokenDelta
 
 TEMPLATE_OVERHEAD_TOKENS = 4  # per message and tool, as its chat template would add
@@ -118,26 +118,32 @@ class ScriptedEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """Run one request; see `LLMEngine.generate`. An aborted request just ends, without usage.
 
+        Every kind of answer goes on exactly behind `request.progress`. What it holds is computed again with the
+        prompt; a fault that the request asks for has struck before and does not again.
+
         Raises:
             InvalidRequest: max_tokens or n below 1, a tool, schema or token id that cannot be served.
             ContextLengthExceeded: before anything of the engine is taken.
             Conflict: a request of this id is running.
+            CannotResume: this engine's answer does not begin with `request.progress`.
             EngineFailed: the engine is dead, or died on the way.
         """
         loop = self._running()
         if loop.stream(request.request_id) is not None:
             raise Conflict(f"request {request.request_id} is running on this engine already")
-        stream, sequences = self._accept(request)
-        if self.config.allow_directives:
+        stream, sequences = accept(request, self._card, self.config)
+        if self.config.allow_directives and not progress_of(request):
             fault = directive(last_user_text(request.messages or ()))
             if fault is not None:
                 loop.inject(fault)
         loop.submit(stream, sequences)
         try:
-            while not stream.ended:
-                await stream.arrival()
+            while True:
                 while stream.deltas:
                     yield stream.deltas.popleft()
+                if stream.ended:
+                    break
+                await stream.arrival()
             if stream.failure is not None:
                 raise EngineFailed(stream.failure)
         finally:
@@ -180,44 +186,3 @@ class ScriptedEngine:
         if self._loop.failure is not None:
             raise EngineFailed(self._loop.failure)
         return self._loop
-
-    def _accept(self, request: GenerationRequest) -> tuple[Stream, list[Sequence]]:
-        """Everything of a request that can be known before it runs."""
-        sampling = request.sampling
-        if sampling.n < 1:
-            raise InvalidRequest("n must be at least 1", param="n")
-        prompt_size = prompt_tokens(self._card, request)
-        room = self._room(prompt_size, sampling.max_tokens)
-        ids = request.prompt_token_ids
-        prompt = tokenizer.decode(ids) if ids is not None else request.prompt or ""
-        stream = Stream(request.request_id, prompt_size, sampling.n)
-        scripts = [
-            write(
-                self._answer(request, prompt, choice),
-                choice=choice,
-                sampling=sampling,
-                limit_tokens=room,
-                before=prompt if request.echo else "",
-            )
-            for choice in range(sampling.n)
-        ]
-        return stream, [Sequence(stream, script, 0 if script.choice else prompt_size) for script in scripts]
-
-    def _answer(self, request: GenerationRequest, prompt: str, choice: int) -> Answer:
-        answer = compose(request, prompt=prompt, style=self.config.style, choice=choice)
-        wanted = self.config.output_tokens
-        return answer if wanted is None else stretched(answer, wanted)
-
-    def _room(self, prompt_size: int, max_tokens: int | None) -> int:
-        """How many tokens may be produced."""
-        if max_tokens is not None and max_tokens < 1:
-            raise InvalidRequest("max_tokens must be at least 1", param="max_tokens")
-        context = self._card.context_tokens
-        wanted = max_tokens or 1
-        if prompt_size + wanted > context:
-            raise ContextLengthExceeded(
-                f"this model's context is {context} tokens, but {prompt_size + wanted} were asked for "
-                f"({prompt_size} in the prompt, {wanted} for the output); shorten one of them",
-                param="messages",
-            )
-        return max_tokens or context - prompt_size

@@ -24,17 +24,18 @@ class Stream:
     Args:
         request_id: whose.
         prompt_tokens: of the request.
-        choices: how many sequences it runs.
+        choices: how many of its choices have not ended yet.
+        told_tokens: of choices that ended in an earlier attempt.
     """
 
-    def __init__(self, request_id: str, prompt_tokens: int, choices: int) -> None:
+    def __init__(self, request_id: str, prompt_tokens: int, choices: int, told_tokens: int = 0) -> None:
         self.request_id = request_id
         self.prompt_tokens = prompt_tokens
         self.deltas: deque[TokenDelta] = deque()
         self.ended = False  # nothing more comes: answered, aborted or failed
         self.failure: str | None = None
         self._open_choices = choices
-        self._completion_tokens = 0
+        self._completion_tokens = told_tokens
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
 
@@ -51,11 +52,16 @@ class Stream:
         """Add the delta that ends a choice of `produced` tokens; the last choice's also ends the request."""
         self._completion_tokens += produced
         self._open_choices -= 1
-        if not self._open_choices:
-            usage = Usage(self.prompt_tokens, self._completion_tokens)
-            delta = msgspec.structs.replace(delta, usage=usage)
-            self.ended = True
-        self.push(delta)
+        if self._open_choices:
+            self.push(delta)
+        else:
+            self.push_usage(delta)
+
+    def push_usage(self, delta: TokenDelta) -> None:
+        """Add the request's last delta."""
+        usage = Usage(self.prompt_tokens, self._completion_tokens)
+        self.ended = True
+        self.push(msgspec.structs.replace(delta, usage=usage))
 
     def end(self, failure: str | None = None) -> None:
         """Nothing more comes; the consumer sees `failure` as EngineFailed, or just the end."""
@@ -76,15 +82,15 @@ class Sequence:
     Args:
         stream: where its deltas go.
         script: what it will produce.
-        prefill_tokens: prompt tokens that its first step computes; the request's other choices share them.
+        prompt_tokens: that its first step computes; the request's other choices share them.
     """
 
     __slots__ = ("admitted_at_step", "done", "due", "prefill_tokens", "script", "steps", "stream")
 
-    def __init__(self, stream: Stream, script: Script, prefill_tokens: int) -> None:
+    def __init__(self, stream: Stream, script: Script, prompt_tokens: int) -> None:
         self.stream = stream
         self.script = script
-        self.prefill_tokens = prefill_tokens
+        self.prefill_tokens = prompt_tokens + script.start  # what was delivered is computed again
         self.steps: Iterator[TokenDelta] = script.steps()
         self.admitted_at_step = 0
         self.due = 0.0  # when its fixed service time is over, on the loop's clock
@@ -127,7 +133,7 @@ class Batch:
             self.waiting.popleft()
             first.admitted_at_step = self._steps
             self._kv_reserved += first.kv_tokens
-            self._kv_used += first.stream.prompt_tokens
+            self._kv_used += first.stream.prompt_tokens + first.script.start
             self._prompt_tokens_total += first.prefill_tokens
             self.running.append(first)
             admitted.append(first)
@@ -146,18 +152,17 @@ class Batch:
                 sequence.stream.push(delta)
             else:
                 ended = True
-                self._release(sequence, produced=len(sequence.script))
+                self._release(sequence, produced=len(sequence.script) - sequence.script.start)
                 sequence.stream.push_last(delta, len(sequence.script))
         if ended:
             self.running = [sequence for sequence in running if not sequence.done]
 
     def finish(self, sequence: Sequence) -> None:
         """Give a running sequence's whole output at once and take it out of the batch."""
-        produced = len(sequence.script)
-        self.output_tokens_total += produced
+        self.output_tokens_total += len(sequence.script) - sequence.script.start
         self._release(sequence, produced=0)
         self.running.remove(sequence)
-        sequence.stream.push_last(sequence.script.whole(), produced)
+        sequence.stream.push_last(sequence.script.whole(), len(sequence.script))
 
     def drop(self, stream: Stream) -> None:
         """Forget a request, running or waiting."""
@@ -181,4 +186,4 @@ class Batch:
     def _release(self, sequence: Sequence, *, produced: int) -> None:
         sequence.done = True
         self._kv_reserved -= sequence.kv_tokens
-        self._kv_used -= sequence.stream.prompt_tokens + produced
+        self._kv_used -= sequence.stream.prompt_tokens + sequence.script.start + produced

@@ -10,12 +10,21 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from actors.engines import scripted_tokenizer as tokenizer
 from actors.engines.scripted_logprobs import token_logprob
 from actors.engines.scripted_text import Answer
-from actors.types import FinishReason, SamplingParams, TokenDelta, TokenLogprob, ToolCall, ToolCallDelta
+from actors.errors import CannotResume
+from actors.types import (
+    FinishReason,
+    Progress,
+    SamplingParams,
+    TokenDelta,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,39 +37,60 @@ class Script:
     calls: Sequence[tuple[ToolCallDelta, ...]]  # the tool call pieces that come with each token; or empty
     finish_reason: FinishReason
     top_logprobs: int | None  # None: no logprobs wanted
+    start: int = 0  # tokens that an earlier attempt has delivered
+    held: str = ""  # text of those that it has not: it comes with the next delta
 
     def __len__(self) -> int:
-        """How many tokens it has: at least one."""
+        """How many tokens it has, delivered ones too: at least one."""
         return len(self.pieces)
 
     def steps(self) -> Iterator[TokenDelta]:
-        """One delta per token; the last one has the finish reason."""
+        """One delta per token that is to come; the last one has the finish reason."""
         last = len(self.pieces) - 1
-        for at, (piece, text) in enumerate(zip(self.pieces, self.visible, strict=True)):
+        held = self.held
+        for at in range(self.start, len(self.pieces)):
+            piece = self.pieces[at]
             yield TokenDelta(
                 self.choice,
-                text,
+                held + self.visible[at],
                 (tokenizer.token_id(piece),),
                 () if self.top_logprobs is None else (token_logprob(piece, at, self.top_logprobs),),
                 self.calls[at] if self.calls else (),
                 self.finish_reason if at == last else None,
             )
+            held = ""
 
     def whole(self) -> TokenDelta:
-        """Everything in one delta."""
+        """Everything that is to come in one delta; it may be the end alone."""
         return TokenDelta(
             self.choice,
-            "".join(self.visible),
-            tuple(map(tokenizer.token_id, self.pieces)),
+            self.held + "".join(self.visible[self.start :]),
+            tuple(map(tokenizer.token_id, self.pieces[self.start :])),
             self._logprobs(),
-            tuple(itertools.chain.from_iterable(self.calls)),
+            tuple(itertools.chain.from_iterable(self.calls[self.start :])),
             self.finish_reason,
         )
+
+    def behind(self, told: Progress) -> Script:
+        """The rest of it, for a reader who has `told`.
+
+        Raises:
+            CannotResume: that is no beginning of this script.
+        """
+        start = len(told.token_ids)
+        shown = "".join(self.visible[:start])
+        ids = tuple(map(tokenizer.token_id, self.pieces[:start]))
+        if ids != told.token_ids or told.text_chars > len(shown):
+            raise CannotResume("the answer was begun by a model that says something else")
+        return replace(self, start=start, held=shown[told.text_chars :])
 
     def _logprobs(self) -> tuple[TokenLogprob, ...]:
         if self.top_logprobs is None:
             return ()
-        return tuple(token_logprob(piece, at, self.top_logprobs) for at, piece in enumerate(self.pieces))
+        return tuple(
+            token_logprob(self.pieces[at], at, self.top_logprobs)
+            for at in range(self.start, len(self.pieces))
+        )
 
 
 def write(

@@ -19,10 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from actors.engines import vllm_launch
 from actors.engines.model_files import ModelFiles, resolve_model
+from actors.engines.progress import progress_of
 from actors.engines.protocol import EngineCapacity, EngineStats
 from actors.engines.vllm_launch import Launched
 from actors.engines.vllm_output import OutputMapper
 from actors.engines.vllm_prompt import render, room
+from actors.engines.vllm_pulse import Pulse
+from actors.engines.vllm_resume import Continuation
 from actors.engines.vllm_sampling import sampling_params
 from actors.engines.vllm_tools import plan_tools
 from actors.errors import Conflict, EngineFailed, InvalidRequest, ShoalError
@@ -77,7 +80,10 @@ class VllmConfig(BaseModel):
         default=True, description="Reuse the KV of equal beginnings of prompts."
     )
     stall_timeout_s: float = Field(
-        default=60.0, gt=0, description="Work without a step for so long fails the health check."
+        default=8.0,
+        gt=0,
+        description="No step for so long while there is work, or no answer at any time, fails the health check. "
+        "Longer than the longest step: of a large model on a CPU, or where steps compile when first run.",
     )
     engine_args: dict[str, Any] = Field(
         default_factory=dict, description="More arguments of vLLM's AsyncEngineArgs, by their names there."
@@ -108,6 +114,7 @@ class VllmEngine:
         self._vllm: Launched | None = None  # while started
         self._capacity: EngineCapacity | None = None
         self._tool_parser: Any = None
+        self._pulse: Pulse | None = None
         self._in_flight: dict[str, _InFlight] = {}
         self._busy_since = 0.0
 
@@ -127,6 +134,7 @@ class VllmEngine:
             launch.add_done_callback(_shut_down_late)  # the thread cannot be stopped; what it starts can
             raise
         try:
+            self._pulse = Pulse(self._vllm.llm)
             self._capacity = vllm_launch.capacity(self._vllm.llm)
             self._tool_parser = vllm_launch.tool_parser(self._vllm.llm, self.config.tool_parser)
             return await self._card(files)
@@ -144,10 +152,14 @@ class VllmEngine:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """Run one request; see `LLMEngine.generate`. An aborted request just ends, without usage.
 
+        How an answer goes on behind `request.progress`, and how exactly, is said in `vllm_resume`.
+
         Raises:
             InvalidRequest: what this model cannot do, named.
             ContextLengthExceeded: before anything of the engine is taken.
             Conflict: a request of this id is running.
+            CannotResume: this kind of answer cannot go on behind `request.progress`; in a replay, it may come
+                from the stream.
             EngineFailed: the engine is dead, or died on the way.
         """
         llm = self._running()
@@ -156,8 +168,6 @@ class VllmEngine:
             prompt = await render(llm, request)
             max_tokens = room(prompt.tokens, request.sampling.max_tokens, llm.model_config.max_model_len)
             params = await sampling_params(llm, request, max_tokens, tools)
-            if entry.aborted:
-                return
             mapper = OutputMapper(
                 request.sampling,
                 prompt.tokens,
@@ -165,11 +175,19 @@ class VllmEngine:
                 tools=tools,
                 constrained=params.structured_outputs is not None,
             )
-            async with aclosing(llm.generate(prompt.engine_input, params, request.request_id)) as outputs:
+            told = None
+            if progress_of(request):
+                told = await asyncio.to_thread(Continuation, llm, request, prompt, params, mapper)
+                for delta in told.endings():
+                    yield delta
+            if entry.aborted or (told and told.over):
+                return
+            engine_input, params = (told.engine_input, told.params) if told else (prompt.engine_input, params)
+            async with aclosing(llm.generate(engine_input, params, request.request_id)) as outputs:
                 async for output in outputs:
-                    for delta in mapper.deltas(output):
+                    for delta in mapper.deltas(told.rest(output) if told else output):
                         yield delta
-                    if mapper.aborted:
+                    if mapper.aborted or (told and told.over):
                         return
 
     async def abort(self, request_id: str) -> None:
@@ -185,20 +203,29 @@ class VllmEngine:
         return self._vllm.counters.snapshot(accepted) if self._vllm else _STOPPED
 
     async def check_health(self) -> None:
-        """Return when the engine lives and, while it has work, makes steps.
+        """Return when the engine lives: it answers and, while it has work, makes steps.
 
         Raises:
-            EngineFailed: it is dead, or made no step for `stall_timeout_s`.
+            EngineFailed: it is dead, or owes an answer or a step for `stall_timeout_s`.
         """
         self._running()
-        if self._in_flight and self._vllm is not None:
-            idle_s = time.monotonic() - max(self._vllm.counters.last_step, self._busy_since)
-            if idle_s > self.config.stall_timeout_s:
-                raise EngineFailed(f"the engine of {self._name} has work and made no step for {idle_s:.0f} s")
+        if self._vllm is None or self._pulse is None:
+            return
+        silent_s = await self._pulse.silent_s()
+        self._running()  # it may have died meanwhile
+        since_step_s = time.monotonic() - self._vllm.counters.last_step
+        if min(silent_s, since_step_s) > self.config.stall_timeout_s:
+            raise EngineFailed(f"the engine of {self._name} hangs: no answer for {silent_s:.0f} s")
+        idle_s = min(since_step_s, time.monotonic() - self._busy_since)
+        if self._in_flight and idle_s > self.config.stall_timeout_s:
+            raise EngineFailed(f"the engine of {self._name} has work and made no step for {idle_s:.0f} s")
 
     async def stop(self) -> None:
         """End vLLM and its processes; running requests fail with EngineFailed."""
         launched, self._vllm = self._vllm, None
+        if self._pulse is not None:
+            self._pulse.stop()
+            self._pulse = None
         if launched is not None:
             await asyncio.to_thread(vllm_launch.shutdown, launched)
 
@@ -237,6 +264,8 @@ class VllmEngine:
         except VLLMClientError as error:
             raise InvalidRequest(str(error.args[0]), param=getattr(error, "parameter", None)) from error
         except VLLMError as error:
+            if self._vllm is None or self._vllm.llm.errored:  # the error went to whoever asked first
+                raise EngineFailed(f"the engine of {self._name} died under this request") from error
             raise ShoalError("the engine could not finish this request") from error
 
     async def _card(self, files: ModelFiles) -> ModelCard:

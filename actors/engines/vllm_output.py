@@ -6,12 +6,22 @@ nothing of it, so tests need no engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
+
 from actors.engines.vllm_tools import ToolPlan, ToolStream
-from actors.errors import InvalidRequest, ShoalError
-from actors.types import FinishReason, SamplingParams, TokenDelta, TokenLogprob, ToolCallDelta, Usage
+from actors.errors import CannotResume, InvalidRequest, ShoalError
+from actors.types import (
+    FinishReason,
+    Progress,
+    SamplingParams,
+    TokenDelta,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
 
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "repetition": "stop"}
 _LOWEST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON cannot carry
@@ -65,6 +75,40 @@ class OutputMapper:
             if not self._given_up(completion)
         ]
 
+    def take_over(self, choice: int, told: Iterable[tuple[str, int, bool]], progress: Progress) -> None:
+        """Stand where the reader of an earlier attempt stands; before the first output.
+
+        Args:
+            choice: which.
+            told: text, token id and whether it is the last, of every token that was delivered.
+            progress: what the reader has; text of the tokens that it has not, comes with the next delta.
+
+        Raises:
+            CannotResume: the reader has more text than these tokens give.
+        """
+        if progress.finish_reason:
+            self._completion_tokens += len(progress.token_ids)
+            return
+        shown, said = [], False
+        for text, token_id, last in told:
+            self._completion_tokens += 1
+            said = said or bool(text)
+            shown.append(self._text(choice, text, (token_id,), finished=last)[0])
+        seen = "".join(shown)
+        if progress.text_chars > len(seen):
+            raise CannotResume("the reader has more of the answer than its tokens say")
+        self._before[choice] = seen[progress.text_chars :]
+        self._silent[choice] = not said
+
+    def end(self, choice: int, reason: str) -> TokenDelta:
+        """The end of a choice whose tokens have all been delivered."""
+        before, self._before[choice] = self._before[choice], ""
+        return TokenDelta(choice=choice, text=before, finish_reason=self._finish(choice, reason))
+
+    def with_usage(self, delta: TokenDelta) -> TokenDelta:
+        """A delta as the request's last."""
+        return msgspec.structs.replace(delta, usage=self._usage())
+
     def _given_up(self, completion: Any) -> bool:
         reason = completion.finish_reason
         self._silent[completion.index] = self._silent[completion.index] and not completion.text
@@ -82,7 +126,8 @@ class OutputMapper:
     def _delta(self, completion: Any, *, ends_request: bool) -> TokenDelta:
         choice = completion.index
         self._completion_tokens += len(completion.token_ids)
-        text, calls = self._read(choice, completion)
+        finished = completion.finish_reason is not None
+        text, calls = self._text(choice, completion.text, completion.token_ids, finished=finished)
         before, self._before[choice] = self._before[choice], ""
         return TokenDelta(
             choice=choice,
@@ -94,11 +139,12 @@ class OutputMapper:
             usage=self._usage() if ends_request else None,
         )
 
-    def _read(self, choice: int, completion: Any) -> tuple[str, tuple[ToolCallDelta, ...]]:
+    def _text(
+        self, choice: int, text: str, token_ids: Sequence[int], *, finished: bool
+    ) -> tuple[str, tuple[ToolCallDelta, ...]]:
         if not self._streams:
-            return completion.text, ()
-        finished = completion.finish_reason is not None
-        text, calls = self._streams[choice].push(completion.text, completion.token_ids, finished=finished)
+            return text, ()
+        text, calls = self._streams[choice].push(text, token_ids, finished=finished)
         self._called[choice] = self._called[choice] or bool(calls)
         return text, calls
 
@@ -112,7 +158,7 @@ class OutputMapper:
         return Usage(
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
-            cached_tokens=self._cached_tokens,
+            cached_tokens=min(self._cached_tokens, self._prompt_tokens),  # delivered tokens may be cached too
         )
 
     def _logprobs(self, completion: Any) -> tuple[TokenLogprob, ...]:

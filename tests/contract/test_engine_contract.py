@@ -6,92 +6,18 @@ The suite asserts nothing about what a model says: answers are compared with eac
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
-from collections import defaultdict
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
 from actors.errors import ContextLengthExceeded, InvalidRequest
-from actors.types import (
-    FinishReason,
-    GenerationRequest,
-    Message,
-    ResponseFormat,
-    SamplingParams,
-    TokenDelta,
-    TokenLogprob,
-    Usage,
-)
+from actors.types import GenerationRequest, ResponseFormat, SamplingParams, TokenDelta
 
 from .conftest import RunningEngine
+from .engine_answers import LONG, chat, collect, next_id, stream_of, until_idle
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-_ids = itertools.count()
-LONG = "Write out every number from one to two hundred in words, one after the other: " + ", ".join(
-    f"number {number}" for number in range(1, 120)
-)
-
-
-@dataclass
-class Choice:
-    """The deltas of one choice, concatenated as `TokenDelta` says."""
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-
-
-@dataclass
-class Answer:
-    """A whole request."""
-
-    choices: dict[int, Choice]
-    usage: Usage
-
-    @property
-    def only(self) -> Choice:
-        assert list(self.choices) == [0]
-        return self.choices[0]
-
-
-def chat(text: str, *, response_format: ResponseFormat | None = None, **sampling: Any) -> GenerationRequest:
-    return GenerationRequest(
-        request_id=f"contract-{next(_ids)}",
-        messages=(Message(role="user", content=text),),
-        sampling=SamplingParams(**{"temperature": 0.0, "max_tokens": 16, **sampling}),
-        response_format=response_format or ResponseFormat(),
-    )
-
-
-async def collect(running: RunningEngine, request: GenerationRequest) -> Answer:
-    """Run a request to its end, checking on the way what holds for every stream."""
-    choices: dict[int, Choice] = defaultdict(Choice)
-    usages: list[Usage] = []
-    async for delta in running.engine.generate(request):
-        assert not usages, "nothing may follow the delta that carries usage"
-        choice = choices[delta.choice]
-        assert choice.finish_reason is None, "nothing may follow the end of a choice"
-        choice.text += delta.text
-        choice.token_ids += delta.token_ids
-        choice.logprobs += delta.logprobs
-        choice.finish_reason = delta.finish_reason
-        if delta.usage is not None:
-            usages.append(delta.usage)
-    assert len(usages) == 1, "usage comes exactly once"
-    assert all(choice.finish_reason is not None for choice in choices.values())
-    return Answer(dict(choices), usages[0])
-
-
-async def until_idle(running: RunningEngine) -> None:
-    async with asyncio.timeout(running.step_bound_s):
-        while (stats := running.engine.stats()).running or stats.waiting:
-            await asyncio.sleep(0.005)
 
 
 async def test_usage_counts_exactly_the_tokens_that_were_streamed(running: RunningEngine) -> None:
@@ -188,7 +114,7 @@ async def test_a_schema_that_is_none_is_refused(running: RunningEngine) -> None:
 
 async def test_a_completion_continues_a_plain_prompt(running: RunningEngine) -> None:
     request = GenerationRequest(
-        request_id=f"contract-{next(_ids)}",
+        request_id=next_id(),
         prompt="Once upon a time",
         sampling=SamplingParams(max_tokens=6, temperature=0.0),
     )
@@ -200,7 +126,7 @@ async def test_a_completion_continues_a_plain_prompt(running: RunningEngine) -> 
 async def test_echo_returns_the_prompt_before_the_completion(running: RunningEngine) -> None:
     def request(*, echo: bool) -> GenerationRequest:
         return GenerationRequest(
-            request_id=f"contract-{next(_ids)}",
+            request_id=next_id(),
             prompt="Once upon a time",
             sampling=SamplingParams(max_tokens=6, temperature=0.0),
             echo=echo,
@@ -239,7 +165,7 @@ async def test_requests_run_side_by_side_and_leave_nothing_behind(running: Runni
 
 
 async def test_stats_show_a_running_request(running: RunningEngine) -> None:
-    async with aclosing(_stream(running, chat(LONG, max_tokens=128))) as stream:
+    async with aclosing(stream_of(running, chat(LONG, max_tokens=128))) as stream:
         await anext(stream)
         stats = running.engine.stats()
         assert stats.running == 1
@@ -266,7 +192,7 @@ async def test_abort_ends_the_stream_and_frees_its_slot(running: RunningEngine) 
 
 
 async def test_closing_the_iterator_frees_its_slot(running: RunningEngine) -> None:
-    stream = _stream(running, chat(LONG, max_tokens=256))
+    stream = stream_of(running, chat(LONG, max_tokens=256))
     await anext(stream)
     await stream.aclose()
     await until_idle(running)
@@ -283,13 +209,40 @@ async def test_a_cancelled_consumer_frees_its_slot(running: RunningEngine) -> No
     await until_idle(running)
 
 
+async def test_the_place_of_an_aborted_request_is_free_within_a_step(running: RunningEngine) -> None:
+    """Counted in the tokens of a neighbour: one for the step in progress, one for the step that lets the next in."""
+    capacity = running.engine.capacity.max_sequences
+    requests = [chat(LONG, max_tokens=400, temperature=1.0, seed=number) for number in range(capacity + 1)]
+    counts = dict.fromkeys((request.request_id for request in requests), 0)
+
+    async def consume(request: GenerationRequest) -> None:
+        async for delta in running.engine.generate(request):
+            counts[request.request_id] += len(delta.token_ids)
+
+    tasks = [asyncio.create_task(consume(request)) for request in requests]
+    neighbour, victim, waiting = (requests[at].request_id for at in (0, 1, -1))
+    async with asyncio.timeout(10 * running.step_bound_s):
+        while not all(counts[request.request_id] for request in requests[:-1]):
+            await asyncio.sleep(0.001)
+        assert counts[waiting] == 0
+        before = counts[neighbour]
+        await running.engine.abort(victim)
+        while not counts[waiting]:
+            await asyncio.sleep(0.001)
+    assert counts[neighbour] - before <= 3
+    for request in requests:
+        await running.engine.abort(request.request_id)
+    await asyncio.gather(*tasks)
+    await until_idle(running)
+
+
 async def test_aborting_an_unknown_request_is_ignored(running: RunningEngine) -> None:
     await running.engine.abort("never-seen")
 
 
 async def test_a_healthy_engine_says_so_idle_and_at_work(running: RunningEngine) -> None:
     await running.engine.check_health()
-    async with aclosing(_stream(running, chat(LONG, max_tokens=128))) as stream:
+    async with aclosing(stream_of(running, chat(LONG, max_tokens=128))) as stream:
         await anext(stream)
         await running.engine.check_health()
 
@@ -298,10 +251,3 @@ async def test_the_capacity_holds_at_least_one_full_context(running: RunningEngi
     capacity = running.engine.capacity
     assert capacity.max_sequences >= 1
     assert capacity.kv_tokens >= running.card.context_tokens
-
-
-def _stream(running: RunningEngine, request: GenerationRequest) -> Any:
-    """`generate` as a closable iterator: every engine's iterator has `aclose`."""
-    stream = running.engine.generate(request)
-    assert hasattr(stream, "aclose")
-    return stream
