@@ -73,6 +73,9 @@ class StreamContext(Protocol):
     def server_timing(self) -> str:
         """The stages up to now."""
 
+    def past_middleware(self, send: Send) -> Send:
+        """What sends the rest of an answer whose head is out: the frameworks' wrappers have no part in it."""
+
 
 def event(value: Any) -> bytes:
     """One data event that holds `value` as JSON."""
@@ -148,6 +151,7 @@ class EventStreamResponse(Response):
 
     async def _send_all(self, send: Send) -> bytes:
         encode = self._encoder.event
+        send = self._context.past_middleware(send)
         try:
             await send({"type": "http.response.body", "body": self._encoder.opening(), "more_body": True})
             async for delta in self._stream:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from actors import telemetry
-from actors.errors import ModelNotFound
+from actors.errors import ModelNotFound, Unavailable
 from actors.handles.call import detached
 from actors.handles.model import ModelClient
 from actors.handles.queue import QUEUE_DEPLOYMENT
@@ -35,6 +36,7 @@ class Application:
     deployed_at: int  # unix seconds
     status: str  # "RUNNING" when every deployment has what it should have
     is_model: bool
+    rebuilding: bool = False  # the controller lists none of its deployments: new arguments are being deployed
 
 
 class ModelDirectory:
@@ -58,12 +60,15 @@ class ModelDirectory:
 
         Raises:
             ModelNotFound: no model of that name is deployed; the message lists those that are.
+            Unavailable: it is being deployed, and this gateway has not met it before.
         """
         if name not in self._deployed:
             await self._refresh(_REFRESH_ON_MISS_S)
         elif time.monotonic() - self._refreshed_at > _REFRESH_S:
             self._look(_REFRESH_S)  # beside the request: a controller that is slow or away holds nobody up
         if name not in self._deployed:
+            if any(app.name == name and app.rebuilding for app in self._applications):
+                raise Unavailable(f"the model {name!r} is being deployed", retry_after_s=1.0)
             known = ", ".join(sorted(self._deployed)) or "none"
             raise ModelNotFound(f"the model {name!r} does not exist; available: {known}", param="model")
         return self._client(name)
@@ -116,7 +121,9 @@ class ModelDirectory:
                 _log.warning("controller_unreachable", error=type(error).__name__)
             else:
                 self._applications = found
-                await self._replace({app.name: app for app in found if app.is_model})
+                kept = {app.name for app in found if app.rebuilding} & set(self._deployed)
+                models = {app.name: app for app in found if app.is_model}
+                await self._replace({name: self._deployed[name] for name in kept} | models)
             self._refreshed_at = time.monotonic()
 
     async def _replace(self, deployed: dict[str, Application]) -> None:
@@ -134,12 +141,15 @@ class ModelDirectory:
 
 
 def _applications() -> list[Application]:
-    return [
-        Application(
-            name=name,
-            deployed_at=int(app.last_deployed_time_s),
-            status=str(app.status.value),
-            is_model=QUEUE_DEPLOYMENT in app.deployments and app.status != ApplicationStatus.DELETING,
-        )
-        for name, app in serve.status().applications.items()
-    ]
+    return [_application(name, app) for name, app in serve.status().applications.items()]
+
+
+def _application(name: str, app: Any) -> Application:
+    leaving = app.status == ApplicationStatus.DELETING
+    return Application(
+        name=name,
+        deployed_at=int(app.last_deployed_time_s),
+        status=str(app.status.value),
+        is_model=QUEUE_DEPLOYMENT in app.deployments and not leaving,
+        rebuilding=not app.deployments and not leaving,
+    )

@@ -1,8 +1,9 @@
 """Coalescing: everything put in during one event-loop tick leaves as one list.
 
-`Coalescer` starts one send per tick (the control path: commands to a queue or replica). `Outbox` is read by a
-generator, one list per wake-up (the way back: grants, and tokens on the bus). Neither has a timer: under load
-frames grow by themselves, alone an item leaves at once.
+`Coalescer` has one send under way at a time (the control path: commands to a queue or replica): what is put in
+meanwhile leaves with the next one, so lists arrive in order. `Outbox` is read by a generator, one list per wake-up
+(the way back: grants, and tokens on the bus). Neither has a timer: under load frames grow by themselves, alone an
+item leaves at once.
 """
 
 from __future__ import annotations
@@ -21,34 +22,36 @@ Item = TypeVar("Item")
 
 
 class Coalescer(Generic[Item]):
-    """Collects items and hands all of one tick to `send`, which runs as a task of its own.
+    """Collects items and hands them to `send`, which runs as a task of its own.
 
     Args:
-        send: delivers a list of items; it handles its own errors.
+        send: delivers a list of items; it handles its own errors and ends within a time-out.
     """
 
     def __init__(self, send: Callable[[list[Item]], Coroutine[Any, Any, None]]) -> None:
         self._send = send
         self._items: list[Item] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._sending: asyncio.Task[None] | None = None
 
     def put(self, item: Item) -> None:
-        """Add an item to the list that leaves at the end of this tick."""
+        """Add an item to the list that leaves at the end of this tick, or when the one before has arrived."""
         self._items.append(item)
-        if len(self._items) == 1:
+        if len(self._items) == 1 and self._sending is None:
             # The list is everybody's: it must not leave in the context of the request that was first (`detached`).
             asyncio.get_running_loop().call_soon(self._flush, context=contextvars.Context())
 
     def _flush(self) -> None:
+        if not self._items or self._sending is not None:
+            return
         items, self._items = self._items, []
-        task = asyncio.get_running_loop().create_task(self._send(items))
-        self._tasks.add(task)  # the loop keeps only weak references
-        task.add_done_callback(self._sent)
+        self._sending = asyncio.get_running_loop().create_task(self._send(items))
+        self._sending.add_done_callback(self._sent)
 
     def _sent(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._sending = None
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("send_broke", error=repr(error))
+        self._flush()
 
 
 class Outbox(Generic[Item]):

@@ -77,7 +77,9 @@ class QueueClient:
         self._listener = listener
         self._connections = itertools.count()
         self._connection: str | None = None  # id of the live connection
+        self._frames = itertools.count()  # sent over it
         self._pending: dict[str, _Pending] = {}
+        self._unsaid: dict[str, frames.Gone] = {}  # by replica id: a queue may outlive the connection to it
         self._commands: Coalescer[frames.QueueCommand] = Coalescer(self._send)
         self._runner: asyncio.Task[None] | None = None
         self._grants_handle: Any = None
@@ -131,8 +133,13 @@ class QueueClient:
 
     def gone(self, replica_id: str, *, draining: bool = False) -> None:
         """Tell the queue that a replica cannot be reached, or that it has left the router and drains."""
+        self._tell_gone(frames.Gone(replica_id, draining))
+
+    def _tell_gone(self, gone: frames.Gone) -> None:
         if self._connection is not None:
-            self._commands.put(frames.Gone(replica_id, draining))
+            self._commands.put(gone)
+        else:
+            self._unsaid[gone.replica_id] = gone
 
     async def wait_for_card(self, timeout_s: float) -> ModelCard | None:
         """The model's card once any replica has registered; None if that takes longer."""
@@ -202,6 +209,10 @@ class QueueClient:
 
     def _connected(self, connection: str) -> None:
         self._connection = connection
+        self._frames = itertools.count()
+        unsaid, self._unsaid = self._unsaid, {}
+        for gone in unsaid.values():
+            self._commands.put(gone)
         now = time.monotonic()
         for pending in self._pending.values():
             if pending.answer.done():
@@ -235,13 +246,22 @@ class QueueClient:
     async def _send(self, commands: list[frames.QueueCommand]) -> None:
         connection = self._connection
         if connection is None:
-            return  # tickets are submitted again by the next connection; the rest died with this one
+            self._keep(commands)
+            return
         try:
-            call = self._send_handle.remote(connection, frames.encode(commands))
+            # Serve may let one call overtake another: the number puts them in order again.
+            call = self._send_handle.remote(connection, next(self._frames), frames.encode(commands))
             await result(call, timeout_s=_SEND_TIMEOUT_S, what="queue")
         except Exception as error:  # whatever it was, commands were lost
             _log.warning("queue_send_failed", app=self._app_name, reason=ours(error, "queue").message)
             self._reconnect(connection)
+            self._keep(commands)
+
+    def _keep(self, commands: list[frames.QueueCommand]) -> None:
+        """Tickets are submitted again by the next connection; what is said of replicas is said again, too."""
+        for command in commands:
+            if isinstance(command, frames.Gone):
+                self._tell_gone(command)
 
     def _reconnect(self, connection: str) -> None:
         """Commands were lost: only a new connection brings both sides to the same state."""

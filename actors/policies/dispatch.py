@@ -34,6 +34,7 @@ from actors.policies.pool import Pool
 from actors.policies.waiting import Waiting
 from actors.types import Principal, PriorityClass, Ticket
 
+_HOPE = 0.9  # of the expected service time; with less left, a slot is better used by the next
 _ENDED_S = 5.0  # a report that was on its way when a request ended may still list it
 
 
@@ -216,13 +217,13 @@ class Dispatcher:
         return decisions + self.placement.make_room(head.ticket if head is not None else None, now)
 
     def _is_late(self, head: Waiting, now: float) -> bool:
-        """Has it waited until it could not end even in half of what is expected?
+        """Has it waited until it cannot be expected to end in time?
 
         One that a fault brought back has begun already.
         """
         if head.ticket.returning or head.arrived_at == now or not self.estimator.observed:
             return False
-        return head.deadline_at - now < self.estimator.service_s(head.ticket) / 2.0
+        return head.deadline_at - now < _HOPE * self.estimator.service_s(head.ticket)
 
     def _give_up(self, head: Waiting) -> Refused:
         request_id = head.ticket.request_id

@@ -7,11 +7,12 @@ were promised (`appointments`).
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from actors.errors import Overloaded
 from actors.policies.admission import (
     Capacity,
+    Demand,
     ServiceEstimator,
     is_admitted,
     overloaded,
@@ -38,6 +39,7 @@ class Entrance:
     rng: random.Random
     estimator: ServiceEstimator = field(default_factory=ServiceEstimator)
     appointments: Appointments = field(default_factory=Appointments)
+    demand: Demand = field(default_factory=Demand)
 
     def refusal(self, ticket: Ticket, now: float) -> Overloaded | None:
         """Why a ticket is refused at once; None: it is let in.
@@ -50,13 +52,16 @@ class Entrance:
             return self._second_start(ticket, now)
         allowed_s = ticket.timeout_s - self.estimator.service_s(ticket)
         came_as_told = self.appointments.keep(ticket, now)
-        capacity = self.pool.capacity(ticket.principal.priority)
+        priority = ticket.principal.priority
+        capacity = self.pool.capacity(priority)
+        capacity = replace(capacity, share=self.demand.share_below(priority, capacity.slots, now))
         predicted_s = self._wait_s(ticket, capacity)
         promised_s = self._wait_s(ticket, capacity, self.appointments.promised(ticket, now))
         full = len(self.line) >= self.pool.settings.max_waiting
         if not full and is_admitted(
             predicted_s=predicted_s, promised_s=promised_s, allowed_s=allowed_s, promised=came_as_told
         ):
+            self.demand.add(priority, self.estimator.work_s(ticket), now)
             return None
         wait_s = retry_after_s(predicted_s=promised_s, allowed_s=allowed_s, jitter=self.rng.random())
         if allowed_s > 0.0:  # else it needs an idle pool, which nobody can promise

@@ -16,6 +16,8 @@ from actors.policies.preemption import Preemption
 from actors.policies.waiting import Waiting
 from actors.types import Grant, PriorityClass, Ticket
 
+_TIGHT = 3.0  # service times
+
 
 @dataclass(slots=True)
 class Placement:

@@ -11,7 +11,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from starlette.types import Receive
+from starlette.types import Receive, Send
 
 from actors.errors import ClientClosed, ShoalError
 from actors.telemetry import StageClock, logger
@@ -31,6 +31,7 @@ class RequestContext:
     model: str = ""  # label of the metrics; set once the model is known to exist
     failure: ShoalError | None = None  # after the answer began, when its status was out already
     client_left: bool = False
+    send: Send | None = None  # the server's own; five wrappers around it cost as much as an event of its own
     _departure: asyncio.Task[None] | None = None
 
     def server_timing(self) -> str:
@@ -44,6 +45,10 @@ class RequestContext:
             error = ShoalError("internal error")
         self.failure = error
         return error
+
+    def past_middleware(self, send: Send) -> Send:
+        """What sends the rest of an answer whose head is out."""
+        return self.send or send
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` until it ends or the client leaves.

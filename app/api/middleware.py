@@ -51,7 +51,7 @@ class RequestEdge:
             return
         headers = Headers(scope=scope)
         context = RequestContext(
-            request_id=request_id(headers), receive=_Body(scope, headers, receive).receive
+            request_id=request_id(headers), receive=_Body(scope, headers, receive).receive, send=send
         )
         # A copy: a server may share its state between requests.
         scope["state"] = {**scope.get("state", {}), CONTEXT_KEY: context}

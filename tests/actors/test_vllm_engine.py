@@ -5,6 +5,7 @@ The rest of its behaviour is in the contract suite. One engine serves the module
 
 import asyncio
 import contextlib
+import itertools
 import json
 import signal
 import tempfile
@@ -77,12 +78,13 @@ async def engine():
     patch.undo()
 
 
+_NUMBERS = itertools.count()
+
+
 def chat(text: str, **fields: Any) -> GenerationRequest:
     sampling = SamplingParams(temperature=0.0, max_tokens=fields.pop("max_tokens", 60))
     messages = fields.pop("messages", (Message(role="user", content=text),))
-    return GenerationRequest(
-        request_id=f"r-{id(fields)}-{text[:8]}", messages=messages, sampling=sampling, **fields
-    )
+    return GenerationRequest(request_id=f"r-{next(_NUMBERS)}", messages=messages, sampling=sampling, **fields)
 
 
 async def collect(engine: VllmEngine, request: GenerationRequest) -> list[TokenDelta]:
@@ -308,7 +310,8 @@ async def test_a_sampled_schema_goes_on_with_a_seed_only(engine, seed) -> None:
 async def test_a_replay_that_says_something_else_ends_with_cannot_resume(engine) -> None:
     request = chat("Describe Paris.", response_format=ResponseFormat(type="json_object"), max_tokens=16)
     deltas = await collect(engine, request)
-    wrong = [*deltas[:3], replace_ids(deltas[3], (deltas[3].token_ids[0] + 1,))]
+    first, *rest = deltas[0].token_ids
+    wrong = [replace_ids(deltas[0], (first + 1, *rest))]
     with pytest.raises(CannotResume):
         await after(engine, request, wrong)
     await engine.check_health()

@@ -4,16 +4,17 @@ import pytest
 
 from actors.policies.admission import (
     Capacity,
+    Demand,
     ServiceEstimator,
     is_admitted,
     predicted_wait_s,
     retry_after_s,
 )
-from actors.types import Principal, Ticket
+from actors.types import Principal, PriorityClass, Ticket
 
 
-def capacity(slots=4, free=0, start_up_s=10.0):
-    return Capacity(slots=slots, free_slots=free, start_up_s=start_up_s, slots_per_replica=4)
+def capacity(slots=4, free=0, start_up_s=10.0, share=1.0):
+    return Capacity(slots=slots, free_slots=free, start_up_s=start_up_s, slots_per_replica=4, share=share)
 
 
 def ticket(predicted=10, sequences=1):
@@ -65,13 +66,29 @@ def test_retry_after_is_the_excess_wait_with_some_jitter_and_never_below_a_secon
     ("predicted_s", "promised_s", "promised", "let_in"),
     [
         (0.0, 100.0, False, True),  # a slot is free
-        (11.0, 11.0, True, False),  # it would miss its deadline, whatever it was told
-        (9.0, 9.5, False, True),
-        (9.0, 11.0, False, False),  # the place is promised to others
-        (9.0, 11.0, True, True),  # to this one
-        (4.0, 100.0, False, True),  # the line is short: nobody waits for those who may not come
+        (8.1, 8.1, True, False),  # it would miss its deadline, whatever it was told
+        (7.0, 7.5, False, True),
+        (7.0, 9.0, False, False),  # the place is promised to others
+        (7.0, 9.0, True, True),  # to this one
+        (3.9, 100.0, False, True),  # the line is short: nobody waits for those who may not come
     ],
 )
 def test_who_is_let_in(predicted_s, promised_s, promised, let_in):
     answer = is_admitted(predicted_s=predicted_s, promised_s=promised_s, allowed_s=10.0, promised=promised)
     assert answer is let_in
+
+
+def test_what_higher_classes_bring_makes_the_wait_of_lower_ones_longer_and_is_forgotten():
+    demand = Demand()
+    for tenth in range(1000):  # 8 slot-seconds per second on 10 slots
+        demand.add(PriorityClass.INTERACTIVE, 0.8, tenth / 10)
+    now = 100.0
+    assert demand.share_below(PriorityClass.INTERACTIVE, 10, now) == 1.0
+    share = demand.share_below(PriorityClass.STANDARD, 10, now)
+    assert share == pytest.approx(0.2, abs=0.03)
+    assert demand.share_below(PriorityClass.STANDARD, 10, now + 60) > 0.99
+    busy = capacity(share=share)
+    wait_s = predicted_wait_s(work_ahead_s=5.6, capacity=busy, estimator=ServiceEstimator())
+    assert wait_s == pytest.approx(
+        predicted_wait_s(work_ahead_s=5.6, capacity=capacity(), estimator=ServiceEstimator()) / share
+    )

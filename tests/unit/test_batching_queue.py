@@ -1,6 +1,7 @@
 """`BatchingQueue` in process: connections, the sweeper, and what it says of its load."""
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -25,13 +26,17 @@ async def queue(monkeypatch):
 class Gateway:
     def __init__(self, queue, connection="g/0"):
         self.queue, self.connection = queue, connection
+        self.numbers = itertools.count()
         self.stream = queue.grants(connection)
 
     async def read(self):
         return frames.decode_queue_events(await asyncio.wait_for(anext(self.stream), 1))
 
     async def send(self, *commands):
-        await self.queue.send(self.connection, frames.encode(list(commands)))
+        await self.send_numbered(next(self.numbers), *commands)
+
+    async def send_numbered(self, number, *commands):
+        await self.queue.send(self.connection, number, frames.encode(list(commands)))
 
 
 def submit(request_id, **fields):
@@ -157,3 +162,14 @@ async def test_the_configured_weights_decide_between_tenants_and_classes():
     counters = line._classes[PriorityClass.STANDARD].counters
     assert (counters.weight("gold"), counters.weight("other")) == (3.0, 1.0)
     assert line._shares._weights == {"interactive": 4.0, "standard": 30.0, "batch": 2.0}
+
+
+async def test_a_frame_that_overtook_others_waits_for_them(queue):
+    gateway = Gateway(queue)
+    await gateway.read()
+    await report(queue)
+    await gateway.read()
+    await gateway.send_numbered(1, frames.End("a", "retried"), submit("a", returning=True))
+    await gateway.send_numbered(0, submit("a"))
+    assert granted(await gateway.read()) == ["a", "a"]
+    assert queue.conservation() == {"accepted": 1, "in_flight": 1}

@@ -82,3 +82,28 @@ async def test_a_removed_model_is_unknown_and_who_holds_its_client_is_told(
     )
     with pytest.raises(Unavailable):
         await client._queue.acquire(late)
+
+
+def rebuilding(name):
+    return Application(name=name, deployed_at=1, status="DEPLOYING", is_model=False, rebuilding=True)
+
+
+async def test_a_model_whose_arguments_are_being_changed_keeps_its_client(directory, controller, monkeypatch):
+    known = await directory.find("m")
+    controller.applications = [rebuilding("m")]
+    monkeypatch.setattr(models, "_REFRESH_ON_MISS_S", 0.0)
+    await directory.models()
+    assert await directory.find("m") is known
+    controller.applications = []
+    await directory.models()
+    with pytest.raises(ModelNotFound):
+        await directory.find("m")
+
+
+async def test_a_model_that_is_being_deployed_for_the_first_time_is_not_there_yet_but_it_exists(
+    directory, controller
+):
+    controller.applications = [rebuilding("new")]
+    with pytest.raises(Unavailable) as soon:
+        await directory.find("new")
+    assert soon.value.retry_after_s == 1.0

@@ -26,6 +26,31 @@ async def test_items_of_one_tick_leave_together_and_at_once():
     assert sent == [[1, 2], [3]]
 
 
+async def test_what_is_put_in_while_a_list_is_under_way_leaves_behind_it_in_one():
+    sent, arrived = [], asyncio.Event()
+
+    async def send(items):
+        sent.append(items)
+        await arrived.wait()
+        if items == [2, 3]:
+            raise ValueError("the next one leaves all the same")
+
+    coalescer = Coalescer(send)
+    for item in (1, 2, 3):
+        coalescer.put(item)
+        for _ in range(3):
+            await asyncio.sleep(0)
+    assert sent == [[1]]
+    arrived.set()
+    for _ in range(6):
+        await asyncio.sleep(0)
+    assert sent == [[1], [2, 3]]
+    coalescer.put(4)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert sent[-1] == [4]
+
+
 async def test_a_reader_takes_everything_that_gathered_since_it_looked():
     outbox = Outbox()
     batches = outbox.batches()

@@ -109,8 +109,8 @@ async def test_a_connection_that_the_other_end_cancels_is_opened_again(client, s
 async def test_a_queue_that_ends_its_stream_is_looked_after_too(client, served, lost):
     waiting = acquiring(client)
     await settle()
-    for outbox in served.actor._gateways.values():
-        outbox.close()
+    for gateway in served.actor._gateways.values():
+        gateway.outbox.close()
     await asyncio.sleep(0.05)
     assert lost
     await report(served.actor)
@@ -125,7 +125,7 @@ async def test_a_ticket_is_not_lost_when_the_old_connection_ends_after_the_new_o
     client._reconnect(client._connection)
     await asyncio.sleep(0.05)
     assert len(served.actor._gateways) == 2
-    served.actor._gateways.pop(old).close()
+    served.actor._gateways.pop(old).outbox.close()
     served.actor._deliver(served.actor._dispatcher.gateway_gone(old, 0.0))
     await report(served.actor)
     assert (await asyncio.wait_for(waiting, 1)).request_id == "r1"
@@ -232,3 +232,18 @@ async def test_a_reporter_says_that_the_queue_is_away_whatever_happened(served):
     served.before_call = lambda _: (_ for _ in ()).throw(asyncio.CancelledError())
     with pytest.raises(Unavailable):
         await QueueReporter("m").report(frames.Report("a", CARD, 1, 1000, [], [], 1.0))
+
+
+async def test_a_replica_that_was_lost_while_the_queue_was_away_is_told_of_on_the_next_connection(
+    client, served
+):
+    await report(served.actor, slots=1, replica_id="dead")
+    await client.acquire(ticket("r1"))
+    served.break_streams()
+    await settle()
+    client.gone("dead")
+    client.end("r1", "retried")
+    await asyncio.sleep(0.05)
+    await report(served.actor, slots=1, replica_id="b")
+    grant = await client.acquire(ticket("r1", returning=True))
+    assert grant.replica_id == "b"

@@ -32,6 +32,9 @@ class Context:
     def server_timing(self):
         return "decode;dur=1.00"
 
+    def past_middleware(self, send):
+        return send
+
 
 class Encoder:
     def opening(self):
