@@ -12,6 +12,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -73,6 +74,15 @@ class BatchingQueueConfig(BaseModel):
     )
 
 
+@dataclass(slots=True)
+class _Gateway:
+    """One gateway's connection: the way back, and how far its frames have come."""
+
+    outbox: Outbox[frames.QueueEvent] = field(default_factory=Outbox)
+    next_frame: int = 0
+    early: dict[int, bytes] = field(default_factory=dict)  # by number: they overtook others
+
+
 class BatchingQueue:
     """The queue of the model that the application is named for.
 
@@ -86,7 +96,7 @@ class BatchingQueue:
         telemetry.configure_logging()
         self._model = model
         self._dispatcher = Dispatcher(settings=DispatchSettings(**config.model_dump()))
-        self._gateways: dict[str, Outbox[frames.QueueEvent]] = {}
+        self._gateways: dict[str, _Gateway] = {}
         self._card: ModelCard | None = None
         self._arrivals: deque[float] = deque()
         self._published: Counter[Outcome] = Counter()
@@ -96,17 +106,34 @@ class BatchingQueue:
     async def grants(self, connection: str) -> AsyncIterator[bytes]:
         """One gateway's grants and refusals, a frame per tick; the open stream is the gateway's life sign."""
         self._ensure_sweeper()
-        outbox = self._gateways[connection] = Outbox()
-        outbox.put(frames.Hello(self._card))
+        here = self._gateways[connection] = _Gateway()
+        here.outbox.put(frames.Hello(self._card))
         try:
-            async for events in outbox.batches():
+            async for events in here.outbox.batches():
                 yield frames.encode(events)
         finally:
             self._gateways.pop(connection, None)
             self._deliver(self._dispatcher.gateway_gone(connection, time.monotonic()))
 
-    async def send(self, connection: str, frame: bytes) -> None:
-        """Take one tick's commands from a gateway."""
+    async def send(self, connection: str, number: int, frame: bytes) -> None:
+        """Take one tick's commands from a gateway.
+
+        Args:
+            connection: names its stream of grants.
+            number: of the frame on this connection, from 0: one that overtook others waits for them, or a new
+                submit would be taken for the one whose end is still under way.
+            frame: the commands.
+        """
+        gateway = self._gateways.get(connection)
+        if gateway is None:
+            self._take(connection, frame)
+            return
+        gateway.early[number] = frame
+        while (due := gateway.early.pop(gateway.next_frame, None)) is not None:
+            gateway.next_frame += 1
+            self._take(connection, due)
+
+    def _take(self, connection: str, frame: bytes) -> None:
         now = time.monotonic()
         decisions: list[Decision] = []
         for command in frames.decode_queue_commands(frame):
@@ -119,8 +146,8 @@ class BatchingQueue:
         report = frames.decode_report(frame)
         if report.card != self._card:
             self._card = report.card
-            for outbox in self._gateways.values():
-                outbox.put(frames.Hello(report.card))
+            for gateway in self._gateways.values():
+                gateway.outbox.put(frames.Hello(report.card))
         known = ReplicaReport(
             replica_id=report.replica_id,
             max_sequences=report.max_sequences,
@@ -184,11 +211,12 @@ class BatchingQueue:
         for decision in decisions:
             if isinstance(decision, Lost):
                 for everyone in self._gateways.values():
-                    everyone.put(frames.Lost(decision.replica_id))
+                    everyone.outbox.put(frames.Lost(decision.replica_id))
                 continue
-            outbox = self._gateways.get(decision.gateway_id)
-            if outbox is None:
-                continue  # the gateway left; `gateway_gone` takes care of what it had
+            gateway = self._gateways.get(decision.gateway_id)
+            if gateway is None:
+                continue  # it left; `gateway_gone` takes care of what it had
+            outbox = gateway.outbox
             if isinstance(decision, Granted):
                 outbox.put(frames.Granted(decision.grant))
             elif isinstance(decision, Preempted):

@@ -22,7 +22,7 @@ from actors import telemetry
 from actors.engines.protocol import LLMEngine
 from actors.engines.scripted import ScriptedConfig, ScriptedEngine
 from actors.engines.vllm import VllmConfig, VllmEngine
-from actors.errors import EngineFailed, InvalidRequest, ShoalError, Unavailable
+from actors.errors import EngineFailed, InvalidRequest, ReplicaGone, ShoalError, Unavailable
 from actors.handles import frames
 from actors.handles.outbox import Outbox
 from actors.handles.queue import QueueReporter
@@ -127,12 +127,12 @@ class LLMReplica:
         """Take one tick's commands from a gateway.
 
         Raises:
-            Unavailable: its bus is not open here.
+            ReplicaGone: its bus is not open here, or not any more.
         """
         del replica
         here = self._connections.get(connection)
         if here is None:
-            raise Unavailable("the bus is not open")
+            raise ReplicaGone("the bus is not open")
         for command in frames.decode_replica_commands(frame):
             if isinstance(command, frames.Abort):
                 self._abort(here, command.stream)

@@ -38,7 +38,11 @@ _METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "shoal_refused_total": ("counter", "Requests refused before they ran", ("model", "reason")),
     "shoal_resumed_total": ("counter", "Answers that went on after their replica failed", ("model",)),
     "shoal_hedges_total": ("counter", "Requests started twice, their first token overdue", ("model",)),
-    "shoal_preemptions_total": ("counter", "Batch answers that gave their slot to a higher class", ("model",)),
+    "shoal_preemptions_total": (
+        "counter",
+        "Batch answers that gave their slot to a higher class",
+        ("model",),
+    ),
     "shoal_engine_running": ("gauge", "Sequences in the engine's batch", ("model", "replica")),
     "shoal_engine_waiting": ("gauge", "Sequences in the engine's own waiting list", ("model", "replica")),
     "shoal_engine_kv_usage": ("gauge", "Share of the KV cache in use", ("model", "replica")),

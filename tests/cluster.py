@@ -11,6 +11,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import ray
@@ -40,7 +41,9 @@ def main() -> None:
         grpc_options=schema.grpc_options.model_dump(),
         controller_options=schema.controller_options,
     )
-    client.deploy_apps(schema, _blocking=True)
+    client.deploy_apps(schema)  # `_blocking` gives up after 60 s, which a machine full of other work needs
+    _wait_for({app.name for app in schema.applications})
+    client.wait_for_proxies_serving(wait_for_applications_running=True)
     ready = {
         "http": f"http://{schema.http_options.host}:{schema.http_options.port}",
         "dashboard": f"http://{address['webui_url']}",
@@ -52,6 +55,17 @@ def main() -> None:
         pass
     serve.shutdown()
     ray.shutdown()
+
+
+def _wait_for(names: set[str]) -> None:
+    """Until all applications run; who started this process waits with a bound."""
+    while True:
+        states = {name: app.status for name, app in serve.status().applications.items()}
+        if failed := [name for name, state in states.items() if state == "DEPLOY_FAILED"]:
+            sys.exit(f"these applications could not be deployed: {', '.join(failed)}")
+        if all(states.get(name) == "RUNNING" for name in names):
+            return
+        time.sleep(0.2)
 
 
 if __name__ == "__main__":
