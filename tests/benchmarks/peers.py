@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -102,12 +102,13 @@ def _router(command: list[str]) -> Iterator[Target]:
 
 
 @contextmanager
-def dynamo(speedup: float, workers: int = 1) -> Iterator[Target]:
+def dynamo(speedup: float, workers: int = 1, options: Sequence[str] = ()) -> Iterator[Target]:
     """Dynamo's frontend before mockers, each of which simulates a GPU.
 
     Args:
         speedup: of a mocker over its simulated GPU: `UNPACED` or `PACED`.
         workers: how many mockers.
+        options: further ones of theirs.
 
     Yields:
         All together; their parts are "frontend" and "mocker", "mocker 2", ...
@@ -120,7 +121,7 @@ def dynamo(speedup: float, workers: int = 1) -> Iterator[Target]:
         python = [str(programs / "python"), "-m"]
         command = [
             *python, "dynamo.mocker", f"--model-path={model}", "--model-name=scripted", *planes,
-            f"--speedup-ratio={speedup}",
+            f"--speedup-ratio={speedup}", *options,
         ]  # fmt: skip
         mockers = [stack.enter_context(child(command, env, grace_s=2)) for _ in range(workers)]
         frontend = stack.enter_context(

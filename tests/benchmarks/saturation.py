@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.saturation [--quick] [--json FILE] [--haproxy]
 
-One replica with 4 slots of 0.1 s (ideal: 40 requests/s) and 60 closed-loop clients. The baseline is Serve's
-own router in the same cluster: the same service time behind `max_ongoing_requests: 4`, where callers wait in
-Serve. Both are called over HTTP through the same proxy.
+One replica with 4 slots of 0.1 s (ideal: 40 requests/s) and 60 closed-loop clients. The baselines are Serve's
+own router in the same cluster, with its default back-off and with a tuned one (2 to 20 ms): the same service time
+behind `max_ongoing_requests: 4`, where callers wait in Serve. All are called over HTTP through the same proxy.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import time
 
 import httpx
 
+from tests.benchmarks.plain_serve import TUNED, application
 from tests.benchmarks.report import Row, parser, publish
 from tests.conftest import app_of, config_of, running_system
 
@@ -28,13 +29,8 @@ def config() -> dict:
     model = app_of(base, "build_model")
     model["args"]["engine"]["scripted"] = {"max_sequences": SLOTS, "fixed_service_s": SERVICE_S}
     model["deployments"] = [{"name": "LLMReplica", "num_replicas": 1}]
-    plain = {
-        "name": "plain",
-        "route_prefix": "/plain",
-        "import_path": "tests.benchmarks.plain_serve:app",
-        "deployments": [{"name": "Front"}, {"name": "Slots", "max_ongoing_requests": SLOTS}],
-    }
-    base["applications"] = [model, app_of(base, "build_gateway"), plain]
+    base["applications"] = [model, app_of(base, "build_gateway")]
+    base["applications"] += [application("serve", SLOTS), application("serve_tuned", SLOTS, **TUNED)]
     return base
 
 
@@ -67,10 +63,12 @@ async def closed_loop(url: str, body: dict, seconds: float) -> tuple[float, floa
 
 async def measure(url: str, seconds: float, rounds: int) -> dict[str, list[tuple[float, float]]]:
     chat = {"model": "scripted", "max_tokens": 8, "messages": [{"role": "user", "content": "hello there"}]}
-    results: dict[str, list[tuple[float, float]]] = {"shoal": [], "serve": []}
+    plain = {"service_s": SERVICE_S, "text": "done"}
+    results: dict[str, list[tuple[float, float]]] = {"shoal": [], "serve": [], "serve_tuned": []}
     for _ in range(rounds):
         results["shoal"].append(await closed_loop(f"{url}/v1/chat/completions", chat, seconds))
-        results["serve"].append(await closed_loop(f"{url}/plain", {}, seconds))
+        for name in ("serve", "serve_tuned"):
+            results[name].append(await closed_loop(f"{url}/{name}", plain, seconds))
     return results
 
 
@@ -82,8 +80,10 @@ def rows(results: dict[str, list[tuple[float, float]]]) -> list[Row]:
         Row(name="shoal_fraction_of_ideal", value=rps["shoal"] / IDEAL_RPS, unit="of 40/s",
             baseline=router, baseline_value=rps["serve"] / IDEAL_RPS),
         Row(name="serve_fraction_of_ideal", value=rps["serve"] / IDEAL_RPS, unit="of 40/s"),
+        Row(name="serve_tuned_fraction_of_ideal", value=rps["serve_tuned"] / IDEAL_RPS, unit="of 40/s"),
         Row(name="shoal_rps", value=rps["shoal"], unit="1/s", baseline=router, baseline_value=rps["serve"]),
         Row(name="shoal_p99_s", value=p99["shoal"], unit="s", baseline=router, baseline_value=p99["serve"]),
+        Row(name="serve_tuned_p99_s", value=p99["serve_tuned"], unit="s", baseline=router, baseline_value=p99["serve"]),
     ]  # fmt: skip
 
 
