@@ -19,6 +19,11 @@ from actors.types import Grant, PriorityClass, Ticket
 _TIGHT = 3.0  # service times
 
 
+def _is_tight(head: Waiting, now: float) -> bool:
+    """Would it miss its deadline if it were sent away once?"""
+    return head.deadline_at - now < _TIGHT * head.work_s / head.ticket.sequences
+
+
 @dataclass(slots=True)
 class Placement:
     """Joins a line and a pool."""
@@ -49,7 +54,7 @@ class Placement:
             gateway_id=head.gateway_id,
             granted_at=now,
             grant=grant,
-            stays=before_others or self.preemption.stays(ticket),
+            stays=before_others or _is_tight(head, now) or self.preemption.stays(ticket),
             first_token=self.preemption.fruitless(ticket),
         )
         self.line.serve(head)

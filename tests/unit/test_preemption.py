@@ -202,3 +202,13 @@ def test_the_books_hold_however_one_that_was_told_to_leave_ends(left):
         assert (replica.leaving_sequences, replica.leaving_tokens) == (0, 0)
     dispatcher = queue.dispatcher
     assert dispatcher.accepted == sum(dispatcher.outcomes.values()) + dispatcher.in_flight()
+
+
+def test_batch_that_would_miss_its_deadline_is_not_sent_away():
+    queue = Queue(slots=2, look_ahead=0)
+    queue.submit("tight", timeout_s=0.7)  # so short an answer counts for 0.25 s, until one was measured
+    queue.submit("patient", timeout_s=0.8)
+    queue.submit("i1", INTERACTIVE)
+    assert queue.preempted == ["patient"]
+    queue.submit("i2", INTERACTIVE)
+    assert queue.preempted == ["patient"]
