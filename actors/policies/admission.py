@@ -125,8 +125,8 @@ def overloaded(ticket: Ticket, *, predicted_s: float, wait_s: float) -> Overload
     )
 
 
-_RATE_S = 10.0  # time constant of what a class brings
-_LEAST_SHARE = 0.05
+_RATE_S = 60.0  # time constant of what a class brings: a burst, which is in line itself, is no rate
+_LEAST_SHARE = 0.2
 
 
 @dataclass(slots=True)
