@@ -148,6 +148,26 @@ async def test_errors_are_openais_with_the_right_status(scripted, client):
         assert (await http.get(f"{scripted.http}/nothing/here")).json()["error"]["code"]
 
 
+async def test_a_client_that_leaves_frees_its_slot_in_the_engine(scripted, client):
+    def running():
+        return scripted.samples("shoal_engine_running", "replica")
+
+    # Ahead of the test that crashes a replica, which leaves its last value behind.
+    await until(lambda: sum(running().values()) == 0, timeout_s=20)
+    stream = await client.chat.completions.create(
+        model=MODEL, messages=user("word " * 2000), stream=True, max_tokens=4000
+    )
+    await anext(aiter(stream))
+
+    def busy():
+        return [replica for replica, count in running().items() if count > 0]
+
+    await until(lambda: len(busy()) == 1, timeout_s=15)
+    await stream.close()
+    await until(lambda: busy() == [], timeout_s=8)  # the answer alone would take 24 s
+    await until(lambda: scripted.metric("shoal_tickets_in_flight") == 0)
+
+
 async def streamed(scripted, text, **headers):
     """The events of a streamed answer, without the one that says [DONE], and whether that came."""
     async with httpx.AsyncClient(timeout=60, headers=headers) as http:
@@ -178,22 +198,3 @@ async def test_a_failure_in_the_middle_of_a_stream_is_an_error_event_and_the_end
     assert before
     assert not any("error" in event for event in before)
     assert last["error"]["code"] == "deadline_exceeded"
-
-
-async def test_a_client_that_leaves_frees_its_slot_in_the_engine(scripted, client):
-    def running():
-        return scripted.samples("shoal_engine_running", "replica")
-
-    before = running()  # a replica that crashed in another test leaves its last value behind
-    stream = await client.chat.completions.create(
-        model=MODEL, messages=user("word " * 2000), stream=True, max_tokens=4000
-    )
-    await anext(aiter(stream))
-
-    def busy():
-        return [replica for replica, count in running().items() if count > before.get(replica, 0)]
-
-    await until(lambda: len(busy()) == 1, timeout_s=15)
-    await stream.close()
-    await until(lambda: busy() == [], timeout_s=8)  # the answer alone would take 24 s
-    await until(lambda: scripted.metric("shoal_tickets_in_flight") == 0)
