@@ -208,7 +208,8 @@ class Generation:
             self._overdue = loop.call_later(delay_s, self._hedge, attempt.replica_id)
 
     def _hedge(self, slow_replica: str) -> None:
-        cost = self._admission.prompt_tokens + self._admission.predicted_output_tokens
+        output_tokens = self._admission.predicted_output_tokens * self._request.sampling.n
+        cost = self._admission.prompt_tokens + output_tokens
         if self._live and self._access.hedging.spend(cost):
             self._second = detached(self._start_twice(slow_replica))
 
@@ -230,6 +231,8 @@ class Generation:
     def _continued(self, ticket_id: str) -> GenerationRequest:
         """What is left to do, under the id that the replica's reports give it in the queue's books."""
         progress = self._made.progress() if self._made.tokens else ()
+        if not progress and ticket_id == self._request.request_id:
+            return self._request
         return replace(self._request, request_id=ticket_id, progress=progress)
 
     # --- what an attempt tells -----------------------------------------------------------------------

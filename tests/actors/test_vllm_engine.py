@@ -5,7 +5,6 @@ The rest of its behaviour is in the contract suite. One engine serves the module
 
 import asyncio
 import contextlib
-import gc
 import itertools
 import json
 import signal
@@ -77,7 +76,6 @@ async def engine():
     yield engine
     await engine.stop()
     patch.undo()
-    gc.collect()  # what a killed core leaves open warns when it is collected: here, not in somebody else's test
 
 
 _NUMBERS = itertools.count()

@@ -14,8 +14,6 @@ and is in the rows that end in `_with_idle`. Requests per core are per second of
 """
 
 import statistics
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -25,9 +23,10 @@ from tests.benchmarks import peers
 from tests.benchmarks.engine_servers import ServerDied
 from tests.benchmarks.environments import NotInstalled
 from tests.benchmarks.measured import LoadFailed, Sample, Target, drive, haproxy_mode, mean
+from tests.benchmarks.paced_pool import key
 from tests.benchmarks.report import Row, parser, publish
 from tests.benchmarks.serve_peers import application
-from tests.conftest import System, app_of, config_of, running_system
+from tests.conftest import app_of, config_of, running_system
 
 CLIENTS = (1, 16)
 CHAT = {"max_tokens": 8, "messages": [{"role": "user", "content": "hello there"}]}
@@ -82,21 +81,11 @@ def config(*, beside: bool) -> dict:
     return base
 
 
-def key(system: System) -> str:
-    """A new key of the running system, as its operator makes one."""
-    made = subprocess.run(
-        [sys.executable, "-c", "from app.cli import main; main()", "keys", "create", "--tenant", "benchmark",
-         "--config", str(system.data_dir / "config.yaml")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return made.stdout.strip()
-
-
 @contextmanager
 def shoal(*, beside: bool) -> Iterator[Target]:
     """Shoal as it is deployed: HAProxy mode, API keys."""
     with running_system(config(beside=beside), **haproxy_mode()) as system:
-        headers = {"authorization": f"Bearer {key(system)}"}
+        headers = key(system, "benchmark")
         yield Target(url=system.http, model="scripted", pids=(system.process.pid,), headers=headers)
 
 

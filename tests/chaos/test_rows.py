@@ -11,8 +11,7 @@ import pytest
 from tests.chaos import faults
 from tests.chaos.load import MODEL, OpenLoop, ask
 from tests.chaos.outcomes import Outcome, classes
-from tests.chaos.report import print_one
-from tests.chaos.rows import CI, ROWS
+from tests.chaos.report import held
 from tests.chaos.systems import Chaos, chaos, rate_rps
 from tests.conftest import app_of, until
 
@@ -23,12 +22,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.chaos, pytest.mark.timeout(300)]
 def shared() -> Iterator[Chaos]:
     with chaos("default") as shared:
         yield shared
-
-
-async def held(shared: Chaos, name: str) -> None:
-    result = await ROWS[name].run(shared, CI)
-    print_one(result, ci=True)
-    assert result.broken(ci=True) == []
 
 
 async def test_row_01_whole_answers_survive_the_death_of_a_replica(shared):

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos.report import print_one
-from tests.chaos.rows import CI, ROWS
+from tests.chaos.report import held
 from tests.chaos.systems import Chaos, chaos
 
 pytestmark = [pytest.mark.cluster, pytest.mark.chaos, pytest.mark.timeout(300)]
@@ -15,12 +14,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.chaos, pytest.mark.timeout(300)]
 def shared() -> Iterator[Chaos]:
     with chaos("haproxy") as shared:
         yield shared
-
-
-async def held(shared: Chaos, name: str) -> None:
-    result = await ROWS[name].run(shared, CI)
-    print_one(result, ci=True)
-    assert result.broken(ci=True) == []
 
 
 async def test_row_04_haproxy_is_back_soon_after_its_death(shared):
