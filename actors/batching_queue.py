@@ -65,6 +65,10 @@ class BatchingQueueConfig(BaseModel):
     preempt_batch: bool = Field(
         default=True, description="Running batch requests make room for higher classes and go on later."
     )
+    preempt_tenants: bool = Field(
+        default=True,
+        description="Requests of a tenant that holds more than its share make room for other tenants', twice at most.",
+    )
     class_weights: dict[PriorityClass, Weight] = Field(
         default_factory=lambda: dict(CLASS_WEIGHTS),
         description="Share of each class while they all wait; those not named keep their default.",

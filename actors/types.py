@@ -214,7 +214,7 @@ class Ticket:
     attempt: int = 1
     sequences: int = 1  # engine slots it takes: `n` of the request
     returning: bool = False  # it was in line before and a fault brings it back: it is not refused again
-    preemptible: bool = True  # it can give its slot up and go on elsewhere; asked of batch tickets only
+    preemptible: bool = True  # it can give its slot up and go on elsewhere
     avoid: str = (
         ""  # the replica where its first start is stuck: it runs at once on an idle one or not at all
     )

@@ -24,8 +24,9 @@ class Held:
     gateway_id: str
     granted_at: float
     grant: Grant | None = None  # None: adopted, it runs there without a grant of this queue
+    charged: int = 0  # output tokens that its tenant was charged for
     produced: int = 0  # output tokens that were reported
-    stays: bool = False  # it had its turn before higher classes, or begins again each time
+    stays: bool = False  # it had its turn before higher classes, was sent away often enough, or is in a hurry
     first_token: bool = False  # it stays until it has produced one: it was sent away before that often enough
     leaving_at: float | None = None  # when its gateway was told to give it up
 
@@ -36,9 +37,13 @@ class Held:
 
     def can_leave(self) -> bool:
         """May a higher class have its place?"""
-        batch = self.ticket.principal.priority is PriorityClass.BATCH and self.ticket.preemptible
-        stays = self.stays or (self.first_token and not self.produced)
-        return batch and self.grant is not None and not stays and self.leaving_at is None
+        stays = self.first_token and not self.produced
+        return self.ticket.principal.priority is PriorityClass.BATCH and not stays and self.can_move()
+
+    def can_move(self) -> bool:
+        """May another tenant of its class have its place?"""
+        granted = self.grant is not None and self.leaving_at is None
+        return granted and self.ticket.preemptible and not self.stays
 
 
 @dataclass(slots=True)
@@ -138,7 +143,8 @@ class ReplicaCredit:
 
     def send_away(self, held: Held, now: float) -> None:
         """Its gateway is told to give it up; until it does, it keeps its credit."""
-        self.yielding_sequences -= held.ticket.sequences
+        if held.can_leave():
+            self.yielding_sequences -= held.ticket.sequences
         held.leaving_at = now
         self.leaving_sequences += held.ticket.sequences
         self.leaving_tokens += held.tokens()
@@ -150,7 +156,8 @@ class ReplicaCredit:
                 held.leaving_at = None
                 self.leaving_sequences -= held.ticket.sequences
                 self.leaving_tokens -= held.tokens()
-                self.yielding_sequences += held.ticket.sequences
+                if held.can_leave():
+                    self.yielding_sequences += held.ticket.sequences
 
     def forgotten(self, running: Iterable[str], now: float) -> list[str]:
         """Tickets that hold credit here and that the replica, past the grace, does not run.

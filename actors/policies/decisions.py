@@ -80,6 +80,7 @@ class DispatchSettings:
     max_waiting: int = 100_000  # tickets; the memory bound
     expected_start_up_s: float = 10.0  # until a start-up was measured
     preempt_batch: bool = True  # batch gives its place up when a higher class finds none
+    preempt_tenants: bool = True  # a tenant over its share gives places up when another one finds none
     class_weights: Mapping[PriorityClass, float] = field(default_factory=lambda: dict(CLASS_WEIGHTS))
     tenant_weights: Mapping[str, float] = field(default_factory=dict)  # 1 for those not named
 

@@ -152,8 +152,8 @@ class Dispatcher:
         for request_id in report.running:
             self._adopt(request_id, replica, now)
         for request_id, tokens in zip(report.running, report.produced_tokens, strict=False):
-            if new := replica.produced(request_id, tokens):
-                self._charge(replica.held[request_id], new)
+            if replica.produced(request_id, tokens):
+                self._charge(replica.held[request_id])
         for request_id in replica.forgotten(report.running, now):
             if (held := self.pool.give_back(request_id)) is not None:
                 self._after_attempt(held, "failed")
@@ -254,14 +254,20 @@ class Dispatcher:
     def _charge_rest(self, held: Held, output_tokens: int) -> None:
         """Charge what was produced after the last report."""
         if output_tokens > held.produced:
-            self._charge(held, output_tokens - held.produced)
             held.produced = output_tokens
+            self._charge(held)
 
-    def _charge(self, held: Held, tokens: int) -> None:
-        if held.grant is not None:  # whose an adopted one is nobody knows
-            self.line.charge_output(held.ticket, tokens)
+    def _charge(self, held: Held) -> None:
+        """Charge what was produced beyond the prediction."""
+        if held.grant is not None and held.produced > held.charged:  # whose an adopted one is nobody knows
+            self.line.charge_output(held.ticket, held.produced - held.charged)
+            held.charged = held.produced
 
     def _after_attempt(self, held: Held, outcome: Outcome) -> None:
+        if held.grant is not None:
+            self.line.released(held.ticket)
+            self.line.charge_output(held.ticket, held.produced - held.charged)
+            held.charged = held.produced
         if outcome == "retried":
             self._returning[held.ticket.request_id] = held
         else:

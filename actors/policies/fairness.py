@@ -69,13 +69,21 @@ class WaitingLine:
         ticket = waiting.ticket
         priority = ticket.principal.priority
         self._shares.served(priority, ticket_tokens(ticket), self._waiting_classes())
-        self._classes[priority].charge_input(ticket)
+        self._classes[priority].served(ticket)
         self.leave(ticket.request_id)
 
     def charge_output(self, ticket: Ticket, tokens: int) -> None:
-        """Tokens were produced for a ticket that was served."""
-        if tokens > 0:
+        """A ticket that was served produced so many tokens more than it was charged for, or fewer: below 0."""
+        if tokens:
             self._classes[ticket.principal.priority].charge_output(ticket, tokens)
+
+    def released(self, ticket: Ticket) -> None:
+        """A ticket that was served has left its replica."""
+        self._classes[ticket.principal.priority].released(ticket)
+
+    def of_class(self, priority: PriorityClass) -> ClassLine:
+        """The line of one class."""
+        return self._classes[priority]
 
     def get(self, request_id: str) -> Waiting | None:
         """A ticket in line."""

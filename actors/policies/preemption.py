@@ -14,6 +14,7 @@ from actors.policies.credit import Held, ReplicaCredit, ticket_tokens
 from actors.types import PriorityClass, Ticket
 
 _FRUITLESS = 3  # stints without a token; then it is left alone until it has one
+_MOST_MOVES = 2  # of one that is not batch: its reader sees a pause each time
 _MOST_OUTPUT = 3.0  # tokens of all stints over what was predicted: it begins again each time, as some have to
 QUIET_S = (
     1.0  # while higher classes wait now and then, batch is not granted ahead: it would stand before them
@@ -24,6 +25,7 @@ _Candidate = tuple[ReplicaCredit, Held]
 
 @dataclass(slots=True)
 class _Record:
+    stints: int = 0  # that ended because it was told to leave
     fruitless: int = 0  # the last ones, in a row
     produced: int = 0  # tokens of earlier stints
 
@@ -36,10 +38,13 @@ class Preemption:
     _pressed_at: float = -math.inf
 
     def stays(self, ticket: Ticket) -> bool:
-        """Does it begin again each time, and did so often enough? One that goes on behind what it has never does."""
+        """Was it sent away often enough? Batch that goes on behind what it has never was; some begins again."""
         record = self._records.get(ticket.request_id)
-        most = _MOST_OUTPUT * ticket.predicted_output_tokens * ticket.sequences
-        return record is not None and record.produced > most
+        if record is None:
+            return False
+        if ticket.principal.priority is not PriorityClass.BATCH:
+            return record.stints >= _MOST_MOVES
+        return record.produced > _MOST_OUTPUT * ticket.predicted_output_tokens * ticket.sequences
 
     def fruitless(self, ticket: Ticket) -> bool:
         """Was it sent away so often without a token that it is to produce one first?"""
@@ -49,6 +54,7 @@ class Preemption:
     def came_off(self, held: Held) -> None:
         """It has left its replica because it was told to."""
         record = self._records.setdefault(held.ticket.request_id, _Record())
+        record.stints += 1
         record.fruitless = 0 if held.produced else record.fruitless + 1
         record.produced += held.produced
 

@@ -268,13 +268,27 @@ def test_output_is_charged_once_whoever_tells_it_first():
     producing(dispatcher, 0.0)
     counters = dispatcher.line._classes[PriorityClass.STANDARD].counters
     dispatcher.submit(ticket("r1", prompt_tokens=20), "g", 0.0)
-    assert counters.counter("t") == 20
+    assert counters.counter("t") == 20 + 2 * 10  # as predicted
     producing(dispatcher, 1.0, r1=10)
-    producing(dispatcher, 1.5, r1=10)
-    assert counters.counter("t") == 20 + 2 * 10
+    producing(dispatcher, 1.5, r1=11)
+    assert counters.counter("t") == 20 + 2 * 11
     dispatcher.replica_gone("a", 2.0)
     dispatcher.end("r1", "retried", 2.0, output_tokens=12)
     assert counters.counter("t") == 20 + 2 * 12
+
+
+def test_what_was_predicted_and_not_produced_is_given_back():
+    dispatcher = queue(slots=2)
+    counters = dispatcher.line._classes[PriorityClass.STANDARD].counters
+    dispatcher.submit(ticket("short", prompt_tokens=20, predicted_output_tokens=50), "g", 0.0)
+    dispatcher.submit(ticket("lost", prompt_tokens=20, predicted_output_tokens=50), "g", 0.0)
+    assert counters.counter("t") == 240
+    dispatcher.end("short", "answered", 1.0, output_tokens=5)
+    assert counters.counter("t") == 20 + 2 * 5 + 120
+    dispatcher.replica_gone("a", 2.0)
+    assert counters.counter("t") == 20 + 2 * 5 + 20
+    line = dispatcher.line._classes[PriorityClass.STANDARD]
+    assert (line._held, line._held_total, line._active_weight) == ({}, 0.0, 0.0)
 
 
 def test_one_that_has_waited_too_long_to_end_in_time_is_told_so():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from actors.policies.class_line import INPUT_WEIGHT, OUTPUT_WEIGHT, Promised
 from actors.policies.class_shares import CLASS_WEIGHTS
 from actors.policies.credit import ticket_tokens
-from actors.policies.decisions import DispatchSettings, Granted, ReplicaReport
+from actors.policies.decisions import DispatchSettings, Granted, Preempted, ReplicaReport
 from actors.policies.dispatch import Dispatcher
 from actors.policies.fairness import WaitingLine
 from actors.policies.waiting import HORIZON_S, Waiting
@@ -88,13 +88,49 @@ def test_a_tenant_with_few_tickets_does_not_wait_behind_one_with_many():
     assert "few" in served(line, most=2)
 
 
-def test_output_is_charged_to_whoever_produced_it():
+def test_output_beyond_what_was_predicted_is_charged_to_whoever_produced_it():
     line = WaitingLine()
     for number in range(3):
         line.join(waiting(f"a{number}", tenant="a"))
         line.join(waiting(f"b{number}", tenant="b"))
-    line.charge_output(ticket(tenant="a"), 10)  # worth two prompts of 10
+    line.charge_output(ticket(tenant="a"), 20)  # of 10 and 10 predicted, a ticket is charged 30
     assert served(line, most=3) == ["b0", "b1", "a0"]
+
+
+def test_a_burst_stands_against_the_tenant_that_sent_it():
+    line = WaitingLine()
+    line.join(waiting("steady", tenant="steady"))
+    line.serve(line.head())
+    for number in range(20):
+        line.join(waiting(f"burst{number}", tenant="bursty"))
+    served(line, most=10)  # all free slots
+    for number in range(4):
+        line.join(waiting(f"next{number}", tenant="steady"))
+    assert served(line, most=4) == ["next0", "next1", "next2", "next3"]
+
+
+def test_a_newcomer_has_its_share_of_what_is_held_before_a_burst_goes_on():
+    line = WaitingLine()
+    for number in range(20):
+        line.join(waiting(f"burst{number}", tenant="bursty"))
+    served(line, most=10)
+    for number in range(10):
+        line.join(waiting(f"new{number}", tenant="new"))
+    assert served(line, most=5) == [f"new{number}" for number in range(5)]  # half of ten
+    assert "burst10" in served(line, most=2)
+
+
+def test_what_a_tenant_holds_is_known_until_it_is_released():
+    line = WaitingLine(tenant_weights={"gold": 3.0})
+    for tenant in ("gold", "lead", "lead"):
+        line.join(waiting(f"{tenant}{len(line)}", tenant=tenant))
+    served(line)
+    lines = line.of_class(STANDARD)
+    assert lines.share_held("lead") == pytest.approx((2 / 3) / (1 / 4))
+    assert lines.share_held("gold") == pytest.approx((1 / 3) / (3 / 4))
+    for tenant in ("gold", "lead", "lead"):
+        line.released(ticket(tenant=tenant))
+    assert (lines.share_held("lead"), lines._held, lines._active_weight) == (0.0, {}, 0.0)
 
 
 class Engines:
@@ -112,8 +148,10 @@ class Engines:
         self.held = {}  # request id → prompt and output it will have come to
         self.tenants = {}
         self.output = {}
+        self.predicted = {}
         self.service = {}
         self.most_held = self.longest_prompt = 0
+        self.moving = []
         self.step = self.count = 0
         for name in self.names:
             self._report(name)
@@ -124,11 +162,15 @@ class Engines:
         self.tenants[request_id] = (tenant, prompt)
         self.output[request_id] = output
         self.longest_prompt = max(self.longest_prompt, prompt)
-        new = ticket(request_id, tenant=tenant, prompt=prompt, output=self.chance.randrange(1, 60))
+        self.predicted[request_id] = self.chance.randrange(1, 60)
+        new = ticket(request_id, tenant=tenant, prompt=prompt, output=self.predicted[request_id])
         self._take(self.queue.submit(new, "g", self.step * 0.01))
 
     def turn(self):
         self.step += 1
+        moving, self.moving = self.moving, []
+        for request_id in moving:
+            self._move(request_id)
         ended = []
         for name in self.names:
             for request_id, state in self.running[name].items():
@@ -158,13 +200,39 @@ class Engines:
 
     def _take(self, decisions):
         for decision in decisions:
+            if isinstance(decision, Preempted):
+                self.moving.append(decision.request_id)
+                continue
             assert isinstance(decision, Granted)
             request_id = decision.grant.request_id
             tenant, prompt = self.tenants[request_id]
             self.running[decision.grant.replica_id][request_id] = [0, self.output[request_id]]
-            self.held[request_id] = prompt + self.output[request_id]
+            self.held[request_id] = prompt + max(self.output[request_id], self.predicted[request_id])
             self.most_held = max(self.most_held, sum(self.held.values()))
             self._serve(tenant, INPUT_WEIGHT * prompt)
+
+    def _move(self, request_id):
+        """Its gateway has heard that it is to leave: unless it has ended, it comes back with what it has."""
+        for running in self.running.values():
+            if request_id not in running:
+                continue
+            produced, output = running.pop(request_id)
+            del self.held[request_id]
+            now = self.step * 0.01
+            self._take(self.queue.end(request_id, "retried", now, output_tokens=produced))
+            tenant, prompt = self.tenants[request_id]
+            self.tenants[request_id] = tenant, prompt + produced
+            self.output[request_id] = output - produced
+            self.longest_prompt = max(self.longest_prompt, prompt + produced)
+            again = ticket(
+                request_id,
+                tenant=tenant,
+                prompt=prompt + produced,
+                output=self.predicted[request_id],
+                returning=True,
+            )
+            self._take(self.queue.submit(again, "g", now))
+            return
 
     def _serve(self, tenant, tokens):
         self.service[tenant] = self.service.get(tenant, 0.0) + tokens
