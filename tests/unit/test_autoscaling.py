@@ -175,7 +175,7 @@ def test_a_clock_that_steps_back_loses_nothing():
 
 # --- properties ---------------------------------------------------------------------------------------
 
-amount = st.floats(0.0, 1e4)
+amount = st.floats(0.0, 1e4, allow_subnormal=False)  # means of what rounds to nothing are nothing
 snapshots = st.builds(
     LoadSnapshot,
     queued=amount,
