@@ -3,13 +3,15 @@
 Every streaming route builds an `EventStreamResponse` from a stream of deltas and an encoder. What an event says
 is the encoder's (`app.schemas`), when the client has left is the request context's (`app.api.context`).
 
-The cost per token is what matters here: one encoded frame, one `send`, no task switch of ours.
+The cost per token is what matters here: one encoded frame and one `send`, which is run where the token arrives, without
+a task's turn; only one that must wait for a slow client is left to the response's own task.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping
+import types
+from collections.abc import Awaitable, Coroutine, Generator, Mapping
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -17,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from actors.errors import ClientClosed, ShoalError
+from actors.handles.token_stream import Write
 from actors.types import TokenDelta
 from app.schemas.bad_input import error_object
 
@@ -34,11 +37,8 @@ class DeltaStream(Protocol):
     def expires_at(self) -> float:
         """When the work ends at the latest, in the event loop's time."""
 
-    def __aiter__(self) -> AsyncIterator[TokenDelta]:
-        """Iterate; raises `ShoalError` when the work fails."""
-
-    def take_ready(self) -> list[TokenDelta]:
-        """Deltas that have arrived already, without waiting; the iterator goes on behind them."""
+    async def follow(self, write: Write) -> None:
+        """Hand every delta to `write`, to the last one; raises `ShoalError` when the work fails."""
 
     async def aclose(self) -> None:
         """Stop the work."""
@@ -152,13 +152,42 @@ class EventStreamResponse(Response):
     async def _send_all(self, send: Send) -> bytes:
         encode = self._encoder.event
         send = self._context.past_middleware(send)
+
+        def write(deltas: list[TokenDelta]) -> Awaitable[None] | None:
+            # A reader that lags gets several events in one write, and so catches up.
+            frames = encode(deltas[0]) if len(deltas) == 1 else b"".join(map(encode, deltas))
+            if not frames:
+                return None
+            return begun(send({"type": "http.response.body", "body": frames, "more_body": True}))
+
         try:
             await send({"type": "http.response.body", "body": self._encoder.opening(), "more_body": True})
-            async for delta in self._stream:
-                # A reader that lags gets several events in one write, and so catches up.
-                frames = b"".join((encode(delta), *map(encode, self._stream.take_ready())))
-                if frames:
-                    await send({"type": "http.response.body", "body": frames, "more_body": True})
+            await self._stream.follow(write)
             return self._encoder.closing() + comment(f"server-timing {self._context.server_timing()}") + DONE
         except Exception as error:  # whatever broke, the client must not take the answer for complete
             return event(error_object(self._context.failed(error)))
+
+
+def begun(work: Awaitable[None]) -> Awaitable[None] | None:
+    """Run `work` up to where it first waits; returns None when it is done, else what is left of it, to be awaited."""
+    steps = work.__await__()
+    try:
+        waits_for = next(steps)
+    except StopIteration:
+        return None
+    return _rest(steps, waits_for)
+
+
+@types.coroutine
+def _rest(steps: Generator[Any, Any, None], waits_for: Any) -> Generator[Any, Any, None]:
+    # `yield from` begins with a step of its own; this one has begun.
+    try:
+        while True:
+            try:
+                yield waits_for
+            except BaseException as error:
+                waits_for = steps.throw(error)
+            else:
+                waits_for = next(steps)
+    except StopIteration:
+        return

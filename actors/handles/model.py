@@ -13,6 +13,7 @@ from actors.errors import ClientClosed
 from actors.handles.generation import Admission, Generation, ModelAccess, OnSettled
 from actors.handles.llm import ReplicaPool
 from actors.handles.queue import QueueClient
+from actors.handles.token_stream import Write
 from actors.policies.hedging import Hedging
 from actors.telemetry import StageClock
 from actors.types import GenerationRequest, ModelCard, Passage, TokenDelta, Usage
@@ -56,6 +57,11 @@ class ModelStream:
         if ready and ready[-1].usage is not None:
             self._clock.enter("other")
         return ready
+
+    async def follow(self, write: Write) -> None:
+        """Hand every delta to `write` as it comes, to the last one; see `TokenStream.follow`."""
+        await self._tokens.follow(write)
+        self._clock.enter("other")
 
     async def aclose(self) -> None:
         """Cancel what still runs. Safe to call twice and after the end."""

@@ -1,20 +1,25 @@
 """The reading end of one answer, inside a gateway.
 
 `actors.handles.generation` pushes what comes over the bus, from however many replicas it takes; the gateway
-reads at its own pace. What a slow reader has not read is merged, so it costs its text and ids and no more, and
-it slows nobody: the engine's end is told at once.
+reads at its own pace. A reader that keeps up is called with each delta at once (`follow`): waking its task would
+cost more than the event that it sends. What a slow reader has not read is merged, so it costs its text and ids and no
+more, and it slows nobody: the engine's end is told at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 
 from actors.errors import ShoalError
 from actors.types import TokenDelta
 
 _MERGE_AT = 64  # unread deltas
 MOST_UNREAD_TOKENS = 16_384  # their ids are 64 KB
+
+# Takes deltas; returns None, or what to wait for before it takes more.
+Write = Callable[[list[TokenDelta]], Awaitable[None] | None]
 
 
 class TokenStream:
@@ -24,6 +29,9 @@ class TokenStream:
         self._deltas: deque[TokenDelta] = deque()
         self._error: ShoalError | None = None
         self._wake: asyncio.Future[None] | None = None
+        self._write: Write | None = None  # of a reader that has read everything
+        self._pending: Awaitable[None] | None = None  # what `_write` waits for
+        self._broke: Exception | None = None  # how `_write` failed
         self._finished: asyncio.Future[None] | None = None
         self._unread_tokens = 0
         self._merge_at = _MERGE_AT
@@ -34,14 +42,18 @@ class TokenStream:
         """Take a delta from the bus."""
         if self.ended:
             return
+        if self._write is not None:
+            self._hand_over(self._write, delta)
+            if delta.usage is not None:
+                self.end(None)
+            return
         self._deltas.append(delta)
         self._unread_tokens += len(delta.token_ids)
         if delta.usage is not None:
             self.end(None)
         elif len(self._deltas) >= self._merge_at:
             self._merge()
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        self._wake_reader()
 
     def end(self, error: ShoalError | None, *, drop_unread: bool = False) -> None:
         """Finish; later calls change nothing.
@@ -56,9 +68,9 @@ class TokenStream:
         self._error = error
         if drop_unread:
             self._deltas.clear()
-        for waiter in (self._wake, self._finished):
-            if waiter is not None and not waiter.done():
-                waiter.set_result(None)
+        self._wake_reader()
+        if self._finished is not None and not self._finished.done():
+            self._finished.set_result(None)
 
     def restart(self) -> None:
         """Forget everything: nobody has read of it, and the answer begins again."""
@@ -88,6 +100,50 @@ class TokenStream:
                 return
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
+
+    async def follow(self, write: Write) -> None:
+        """Hand every delta to `write`, as soon as it comes; return when the answer is complete.
+
+        While `write` waits, deltas are kept for it as for any slow reader.
+
+        Raises:
+            ShoalError: the request failed; what came before was handed over.
+            Exception: from `write`.
+        """
+        try:
+            while True:
+                self._write = None
+                while self._pending is None and self._broke is None and self._deltas:
+                    self.taken = True
+                    self._pending = write(self.take_ready())
+                if self._broke is not None:
+                    raise self._broke
+                if self._pending is not None:
+                    pending, self._pending = self._pending, None
+                    await pending
+                elif self.ended:
+                    await self.wait()
+                    return
+                else:
+                    self._write = write
+                    self._wake = asyncio.get_running_loop().create_future()
+                    await self._wake
+        finally:
+            self._write = None
+
+    def _hand_over(self, write: Write, delta: TokenDelta) -> None:
+        self.taken = True
+        try:
+            self._pending = write([delta])
+        except Exception as error:  # the reader's own, and no concern of whoever reads the bus
+            self._broke = error
+        if self._pending is not None or self._broke is not None:
+            self._write = None
+            self._wake_reader()
+
+    def _wake_reader(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
 
     async def wait_for_end(self) -> None:
         """Return when nothing more comes; what has come can be read then."""

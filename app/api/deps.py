@@ -25,6 +25,7 @@ from actors.errors import (
     ReplicaGone,
     Unavailable,
 )
+from actors.handles.token_stream import Write
 from actors.telemetry import StageClock
 from actors.types import (
     Embeddings,
@@ -97,8 +98,8 @@ class GenerationStream(Protocol):
     def __aiter__(self) -> AsyncIterator[TokenDelta]:
         """Iterate; raises `ShoalError` when the work fails."""
 
-    def take_ready(self) -> list[TokenDelta]:
-        """Deltas that have arrived already, without waiting; the iterator goes on behind them."""
+    async def follow(self, write: Write) -> None:
+        """Hand every delta to `write` as it comes, to the last one; raises as the iterator does."""
 
     async def aclose(self) -> None:
         """Cancel the work down to the engine; twice is once."""

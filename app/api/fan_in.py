@@ -9,6 +9,7 @@ from typing import Self
 import msgspec
 
 from actors.errors import ShoalError
+from actors.handles.token_stream import Write
 from actors.telemetry import StageClock
 from actors.types import GenerationCall, TokenDelta, Usage
 from app.api.context import abandon
@@ -77,9 +78,12 @@ class FanIn:
             self._running -= 1
         raise StopAsyncIteration
 
-    def take_ready(self) -> list[TokenDelta]:
-        """Nothing: order among streams is kept by the one queue."""
-        return []
+    async def follow(self, write: Write) -> None:
+        """Hand every delta to `write`, in the order in which the one queue has them."""
+        async for delta in self:
+            pending = write([delta])
+            if pending is not None:
+                await pending
 
     async def aclose(self) -> None:
         """Cancel whatever still runs."""

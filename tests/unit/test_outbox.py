@@ -144,3 +144,72 @@ async def test_what_a_slow_reader_has_not_read_is_merged_and_says_the_same():
         assert [one.finish_reason for one in mine if one.finish_reason] == ["stop"]
         assert sum(len(one.logprobs) for one in mine) == 10
     assert got[-1].usage == Usage(1, 1000)
+
+
+async def following(tokens, write):
+    task = asyncio.ensure_future(tokens.follow(write))
+    await asyncio.sleep(0)
+    return task
+
+
+async def test_a_reader_that_keeps_up_has_each_delta_before_push_returns():
+    tokens, got = TokenStream(), []
+    tokens.push(delta("a"))
+    task = await following(tokens, lambda deltas: got.append([d.text for d in deltas]))
+    tokens.push(delta("b"))
+    tokens.push(delta("c", usage=Usage(1, 3)))
+    assert got == [["a"], ["b"], ["c"]]
+    assert (tokens.taken, tokens.unread_tokens) == (True, 0)
+    await task
+
+
+async def test_while_a_write_waits_deltas_are_kept_and_come_together_afterwards():
+    tokens, gate, got = TokenStream(), asyncio.Event(), []
+
+    def write(deltas):
+        got.append([d.text for d in deltas])
+        return gate.wait() if len(got) == 1 else None
+
+    task = await following(tokens, write)
+    for text in "abc":
+        tokens.push(delta(text, token_ids=(1,)))
+    await asyncio.sleep(0)
+    assert (got, tokens.unread_tokens) == ([["a"]], 2)
+    gate.set()
+    await asyncio.sleep(0.01)
+    tokens.push(delta("d", usage=Usage(1, 4)))
+    await task
+    assert got == [["a"], ["b", "c"], ["d"]]
+
+
+async def test_a_write_that_fails_fails_its_reader_and_nobody_else():
+    tokens = TokenStream()
+
+    def write(_deltas):
+        raise OSError("the connection is gone")
+
+    task = await following(tokens, write)
+    tokens.push(delta("a"))  # the bus goes on
+    tokens.push(delta("b"))
+    with pytest.raises(OSError, match="the connection is gone"):
+        await task
+
+
+async def test_a_followed_stream_that_fails_raises_behind_what_had_come():
+    tokens, got = TokenStream(), []
+    task = await following(tokens, lambda deltas: got.extend(d.text for d in deltas))
+    tokens.push(delta("a"))
+    tokens.end(ReplicaGone("gone"))
+    with pytest.raises(ReplicaGone):
+        await task
+    assert got == ["a"]
+
+
+async def test_a_reader_that_was_cancelled_is_called_no_more():
+    tokens, got = TokenStream(), []
+    task = await following(tokens, got.append)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    tokens.push(delta("a"))
+    assert got == []

@@ -9,7 +9,7 @@ import pytest
 from actors.errors import ClientClosed, EngineFailed, ShoalError
 from actors.types import TokenDelta
 from app import sse
-from app.sse import DONE, EventStreamResponse, comment, event, json_text, template
+from app.sse import DONE, EventStreamResponse, begun, comment, event, json_text, template
 
 
 class Context:
@@ -54,25 +54,15 @@ class Stream:
 
     def __init__(self, *items) -> None:
         self.items = list(items)
-        self.ready: list[TokenDelta] = []
         self.closed = 0
 
-    def __aiter__(self):
-        return self
-
-    async def __anext__(self):
-        if not self.items:
-            raise StopAsyncIteration
-        item = self.items.pop(0)
-        if isinstance(item, Exception):
-            raise item
-        if isinstance(item, list):
-            item, self.ready = item[0], item[1:]
-        return item
-
-    def take_ready(self):
-        ready, self.ready = self.ready, []
-        return ready
+    async def follow(self, write):
+        for item in self.items:
+            if isinstance(item, Exception):
+                raise item
+            pending = write(item if isinstance(item, list) else [item])
+            if pending is not None:
+                await pending
 
     async def aclose(self):
         self.closed += 1
@@ -145,7 +135,7 @@ async def test_a_send_that_fails_closes_the_stream():
 
 async def test_a_cancelled_response_closes_the_stream():
     class Slow(Stream):
-        async def __anext__(self):
+        async def follow(self, write):
             await asyncio.Event().wait()
 
     stream = Slow()
@@ -156,6 +146,45 @@ async def test_a_cancelled_response_closes_the_stream():
     with pytest.raises(asyncio.CancelledError):
         await task
     assert stream.closed
+
+
+async def test_a_send_that_waits_is_waited_for_before_the_next():
+    gate, sent = asyncio.Event(), []
+
+    async def send(message):
+        if message.get("body") == b"<a>":
+            await gate.wait()
+        sent.append(message.get("body"))
+
+    response = EventStreamResponse(Stream(delta("a"), delta("b")), Encoder(), Context())
+    task = asyncio.ensure_future(response({}, None, send))
+    await asyncio.sleep(0.01)
+    assert sent == [None, b"<open>"]
+    gate.set()
+    await task
+    assert sent[2:4] == [b"<a>", b"<b>"]
+
+
+async def test_what_is_begun_and_waits_can_be_cancelled_and_fails_as_it_would_have():
+    ended = []
+
+    async def work():
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+            ended.append("cancelled")
+            raise
+
+    async def rest(left):
+        await left
+
+    task = asyncio.ensure_future(rest(begun(work())))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == ["cancelled"]
 
 
 def test_a_template_and_a_text_make_the_same_bytes_as_the_whole():

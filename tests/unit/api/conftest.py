@@ -51,8 +51,10 @@ class FakeStream:
             return item
         raise StopAsyncIteration
 
-    def take_ready(self) -> list[TokenDelta]:
-        return []
+    async def follow(self, write) -> None:
+        async for delta in self:
+            if (pending := write([delta])) is not None:
+                await pending
 
     async def aclose(self) -> None:
         self.closed += 1

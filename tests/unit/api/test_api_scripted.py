@@ -25,8 +25,10 @@ class EngineStream:
     def __aiter__(self) -> AsyncIterator[TokenDelta]:
         return self._deltas
 
-    def take_ready(self) -> list[TokenDelta]:
-        return []
+    async def follow(self, write) -> None:
+        async for delta in self:
+            if (pending := write([delta])) is not None:
+                await pending
 
     async def aclose(self) -> None:
         await self._deltas.aclose()
