@@ -63,6 +63,7 @@ def build_model(args: ModelArgs) -> Application:
     queue = serve.deployment(
         name=QUEUE_DEPLOYMENT,
         graceful_shutdown_timeout_s=1,  # soft state: the next owner learns it from replicas and gateways
+        graceful_shutdown_wait_loop_s=0.1,
         **_COMMON,
     )(BatchingQueue)
     return queue.bind(args.model, args.queue, pool.bind(args.model, args.engine, args.cache_dir.expanduser()))
@@ -78,7 +79,11 @@ def build_local_services(args: LocalServicesArgs) -> Application:
     for server, config, outside_url in wanted:
         if outside_url is None:
             # The last one is the root and holds the other: a root of its own would be one more process.
-            deployment = serve.deployment(name=server.__name__, **_COMMON)(server)
+            deployment = serve.deployment(
+                name=server.__name__,
+                graceful_shutdown_wait_loop_s=0.1,  # it is called over TCP: Serve sees nothing under way
+                **_COMMON,
+            )(server)
             root = deployment.bind(args.with_storage(config), beside=root)
     return root or serve.deployment(name="NoLocalServices", **_COMMON)(NoLocalServices).bind()
 

@@ -53,8 +53,7 @@ def main() -> None:
     print(json.dumps(ready), flush=True)
     while not stop.wait(1):
         pass
-    serve.shutdown()
-    ray.shutdown()
+    ray.shutdown()  # all processes at once; how a system ends in order is for the tests of `serve run`
 
 
 def _wait_for(names: set[str]) -> None:

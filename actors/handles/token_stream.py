@@ -1,14 +1,15 @@
 """The reading end of one answer, inside a gateway.
 
 `actors.handles.generation` pushes what comes over the bus, from however many replicas it takes; the gateway
-reads at its own pace. A reader that keeps up is called with each delta at once (`follow`): waking its task would
-cost more than the event that it sends. What a slow reader has not read is merged, so it costs its text and ids and no
-more, and it slows nobody: the engine's end is told at once.
+reads at its own pace. Readers that keep up are called one after the other in the next turn of the event loop
+(`follow`): waking a task for each would cost more than the event that it sends. What a slow reader has not read is
+merged, so it costs its text and ids and no more, and it slows nobody: the engine's end is told at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable
 
@@ -30,6 +31,7 @@ class TokenStream:
         self._error: ShoalError | None = None
         self._wake: asyncio.Future[None] | None = None
         self._write: Write | None = None  # of a reader that has read everything
+        self._turn: _Turn | None = None  # in which it is called
         self._pending: Awaitable[None] | None = None  # what `_write` waits for
         self._broke: Exception | None = None  # how `_write` failed
         self._finished: asyncio.Future[None] | None = None
@@ -42,18 +44,16 @@ class TokenStream:
         """Take a delta from the bus."""
         if self.ended:
             return
-        if self._write is not None:
-            self._hand_over(self._write, delta)
-            if delta.usage is not None:
-                self.end(None)
-            return
+        if self._turn is not None and not self._deltas:
+            self._turn.add(self)
         self._deltas.append(delta)
         self._unread_tokens += len(delta.token_ids)
         if delta.usage is not None:
             self.end(None)
         elif len(self._deltas) >= self._merge_at:
             self._merge()
-        self._wake_reader()
+        if self._turn is None:
+            self._wake_reader()
 
     def end(self, error: ShoalError | None, *, drop_unread: bool = False) -> None:
         """Finish; later calls change nothing.
@@ -112,33 +112,36 @@ class TokenStream:
         """
         try:
             while True:
-                self._write = None
-                while self._pending is None and self._broke is None and self._deltas:
-                    self.taken = True
-                    self._pending = write(self.take_ready())
                 if self._broke is not None:
                     raise self._broke
                 if self._pending is not None:
                     pending, self._pending = self._pending, None
                     await pending
+                elif self._deltas:
+                    self.hand_over(write)
                 elif self.ended:
                     await self.wait()
                     return
                 else:
-                    self._write = write
+                    self._write, self._turn = write, _turn_of_this_loop()
                     self._wake = asyncio.get_running_loop().create_future()
                     await self._wake
+                    self._write = self._turn = None
         finally:
-            self._write = None
+            self._write = self._turn = None
 
-    def _hand_over(self, write: Write, delta: TokenDelta) -> None:
+    def hand_over(self, write: Write | None = None) -> None:
+        """Give the reader all there is; called in its turn."""
+        write = write or self._write
+        if write is None or not self._deltas:
+            return
         self.taken = True
         try:
-            self._pending = write([delta])
-        except Exception as error:  # the reader's own, and no concern of whoever reads the bus
+            self._pending = write(self.take_ready())
+        except Exception as error:  # the reader's own, and no concern of the others
             self._broke = error
         if self._pending is not None or self._broke is not None:
-            self._write = None
+            self._write = self._turn = None
             self._wake_reader()
 
     def _wake_reader(self) -> None:
@@ -180,6 +183,34 @@ class TokenStream:
         for deltas in merged.values():
             self._deltas.extend(_joined(deltas))
         self._merge_at = len(self._deltas) + _MERGE_AT
+
+
+class _Turn:
+    """Streams with something to hand over in the next turn of the event loop: one callback for all of them."""
+
+    def __init__(self) -> None:
+        self._streams: list[TokenStream] = []
+
+    def add(self, stream: TokenStream) -> None:
+        if not self._streams:
+            asyncio.get_running_loop().call_soon(self._run)
+        self._streams.append(stream)
+
+    def _run(self) -> None:
+        streams, self._streams = self._streams, []
+        for stream in streams:
+            stream.hand_over()
+
+
+_turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Turn] = weakref.WeakKeyDictionary()
+
+
+def _turn_of_this_loop() -> _Turn:
+    loop = asyncio.get_running_loop()
+    turn = _turns.get(loop)
+    if turn is None:
+        turn = _turns[loop] = _Turn()
+    return turn
 
 
 def _joined(deltas: list[TokenDelta]) -> list[TokenDelta]:

@@ -152,15 +152,29 @@ async def following(tokens, write):
     return task
 
 
-async def test_a_reader_that_keeps_up_has_each_delta_before_push_returns():
+async def test_a_reader_that_keeps_up_has_what_came_in_the_next_turn_of_the_loop():
     tokens, got = TokenStream(), []
     tokens.push(delta("a"))
     task = await following(tokens, lambda deltas: got.append([d.text for d in deltas]))
     tokens.push(delta("b"))
-    tokens.push(delta("c", usage=Usage(1, 3)))
-    assert got == [["a"], ["b"], ["c"]]
+    tokens.push(delta("c"))
+    assert got == [["a"]]
+    await asyncio.sleep(0)
+    assert got == [["a"], ["b", "c"]]
     assert (tokens.taken, tokens.unread_tokens) == (True, 0)
+    tokens.push(delta("d", usage=Usage(1, 4)))
     await task
+    assert got[2:] == [["d"]]
+
+
+async def test_readers_of_one_loop_have_their_turn_together():
+    streams, got = [TokenStream() for _ in range(3)], []
+    tasks = [await following(one, lambda deltas: got.extend(d.text for d in deltas)) for one in streams]
+    for number, tokens in enumerate(streams):
+        tokens.push(delta(str(number), usage=Usage(1, 1)))
+    await asyncio.sleep(0)
+    assert got == ["0", "1", "2"]
+    await asyncio.gather(*tasks)
 
 
 async def test_while_a_write_waits_deltas_are_kept_and_come_together_afterwards():
@@ -171,9 +185,11 @@ async def test_while_a_write_waits_deltas_are_kept_and_come_together_afterwards(
         return gate.wait() if len(got) == 1 else None
 
     task = await following(tokens, write)
-    for text in "abc":
-        tokens.push(delta(text, token_ids=(1,)))
+    tokens.push(delta("a", token_ids=(1,)))
     await asyncio.sleep(0)
+    for text in "bc":
+        tokens.push(delta(text, token_ids=(1,)))
+    await asyncio.sleep(0.01)
     assert (got, tokens.unread_tokens) == ([["a"]], 2)
     gate.set()
     await asyncio.sleep(0.01)
