@@ -12,7 +12,6 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -78,15 +77,6 @@ class BatchingQueueConfig(BaseModel):
     )
 
 
-@dataclass(slots=True)
-class _Gateway:
-    """One gateway's connection: the way back, and how far its frames have come."""
-
-    outbox: Outbox[frames.QueueEvent] = field(default_factory=Outbox)
-    next_frame: int = 0
-    early: dict[int, bytes] = field(default_factory=dict)  # by number: they overtook others
-
-
 class BatchingQueue:
     """The queue of the model that the application is named for.
 
@@ -100,7 +90,7 @@ class BatchingQueue:
         telemetry.configure_logging()
         self._model = model
         self._dispatcher = Dispatcher(settings=DispatchSettings(**config.model_dump()))
-        self._gateways: dict[str, _Gateway] = {}
+        self._gateways: dict[str, Outbox[frames.QueueEvent]] = {}  # by connection: the way back
         self._card: ModelCard | None = None
         self._arrivals: deque[float] = deque()
         self._published: Counter[Outcome] = Counter()
@@ -110,39 +100,32 @@ class BatchingQueue:
     async def grants(self, connection: str) -> AsyncIterator[bytes]:
         """One gateway's grants and refusals, a frame per tick; the open stream is the gateway's life sign."""
         self._ensure_sweeper()
-        here = self._gateways[connection] = _Gateway()
-        here.outbox.put(frames.Hello(self._card))
+        here = self._gateways[connection] = Outbox[frames.QueueEvent]()
+        here.put(frames.Hello(self._card))
         try:
-            async for events in here.outbox.batches():
+            async for events in here.batches():
                 yield frames.encode(events)
         finally:
             self._gateways.pop(connection, None)
             self._deliver(self._dispatcher.gateway_gone(connection, time.monotonic()))
 
-    async def send(self, connection: str, number: int, frame: bytes) -> None:
-        """Take one tick's commands from a gateway.
+    async def send(self, connection: str, frame: bytes) -> bytes:
+        """Take one tick's commands from a gateway, which has one such call under way at a time.
 
         Args:
             connection: names its stream of grants.
-            number: of the frame on this connection, from 0: one that overtook others waits for them, or a new
-                submit would be taken for the one whose end is still under way.
             frame: the commands.
-        """
-        gateway = self._gateways.get(connection)
-        if gateway is None:
-            self._take(connection, frame)
-            return
-        gateway.early[number] = frame
-        while (due := gateway.early.pop(gateway.next_frame, None)) is not None:
-            gateway.next_frame += 1
-            self._take(connection, due)
 
-    def _take(self, connection: str, frame: bytes) -> None:
+        Returns:
+            What there is to tell it at once, as a frame of the stream: where slots are free, its grants.
+        """
         now = time.monotonic()
         decisions: list[Decision] = []
         for command in frames.decode_queue_commands(frame):
             decisions += self._apply(command, connection, now)
         self._deliver(decisions)
+        here = self._gateways.get(connection)
+        return frames.encode(here.take() if here is not None else [])
 
     async def report(self, frame: bytes) -> None:
         """Take a replica's report; the first one registers it."""
@@ -151,7 +134,7 @@ class BatchingQueue:
         if report.card != self._card:
             self._card = report.card
             for gateway in self._gateways.values():
-                gateway.outbox.put(frames.Hello(report.card))
+                gateway.put(frames.Hello(report.card))
         known = ReplicaReport(
             replica_id=report.replica_id,
             max_sequences=report.max_sequences,
@@ -215,18 +198,17 @@ class BatchingQueue:
         for decision in decisions:
             if isinstance(decision, Lost):
                 for everyone in self._gateways.values():
-                    everyone.outbox.put(frames.Lost(decision.replica_id))
+                    everyone.put(frames.Lost(decision.replica_id))
                 continue
             gateway = self._gateways.get(decision.gateway_id)
             if gateway is None:
                 continue  # it left; `gateway_gone` takes care of what it had
-            outbox = gateway.outbox
             if isinstance(decision, Granted):
-                outbox.put(frames.Granted(decision.grant))
+                gateway.put(frames.Granted(decision.grant))
             elif isinstance(decision, Preempted):
-                outbox.put(frames.Preempted(decision.request_id))
+                gateway.put(frames.Preempted(decision.request_id))
             else:
-                outbox.put(frames.Refused(decision.request_id, decision.error.to_wire()))
+                gateway.put(frames.Refused(decision.request_id, decision.error.to_wire()))
                 telemetry.count("shoal_refused_total", model=self._model, reason=decision.error.code)
 
     def _ensure_sweeper(self) -> None:

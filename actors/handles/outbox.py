@@ -67,6 +67,13 @@ class Outbox(Generic[Item]):
         self._items.append(item)
         self._filled.set()
 
+    def take(self) -> list[Item]:
+        """Take what there is past the reader, as much as goes into one list."""
+        taken, self._items = self._items[:_MOST_ITEMS], self._items[_MOST_ITEMS:]
+        if not self._items and not self._closed:
+            self._filled.clear()
+        return taken
+
     def close(self) -> None:
         """End the reader once it has taken what is there."""
         self._closed = True

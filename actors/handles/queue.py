@@ -1,9 +1,9 @@
 """A model's `BatchingQueue` as gateways and replicas see it.
 
-`QueueClient` (one per gateway and model) submits tickets and receives grants: the commands of one tick leave
-as one unary call, grants come back on one open stream. When that stream ends the queue has died or moved:
-waiting tickets are submitted again with the time they have waited. `QueueReporter` (one per replica) carries
-the replica's report. What to do with a grant is the gateway's business.
+`QueueClient` (one per gateway and model) submits tickets and receives grants: the commands of one tick leave as one
+unary call, grants come back with its answer where slots are free, else on one open stream. When that stream ends the
+queue has died or moved: waiting tickets are submitted again with the time they have waited. `QueueReporter` (one per
+replica) carries the replica's report. What to do with a grant is the gateway's business.
 """
 
 from __future__ import annotations
@@ -77,7 +77,6 @@ class QueueClient:
         self._listener = listener
         self._connections = itertools.count()
         self._connection: str | None = None  # id of the live connection
-        self._frames = itertools.count()  # sent over it
         self._pending: dict[str, _Pending] = {}
         self._unsaid: dict[str, frames.Gone] = {}  # by replica id: a queue may outlive the connection to it
         self._commands: Coalescer[frames.QueueCommand] = Coalescer(self._send)
@@ -209,7 +208,6 @@ class QueueClient:
 
     def _connected(self, connection: str) -> None:
         self._connection = connection
-        self._frames = itertools.count()
         unsaid, self._unsaid = self._unsaid, {}
         for gone in unsaid.values():
             self._commands.put(gone)
@@ -249,9 +247,10 @@ class QueueClient:
             self._keep(commands)
             return
         try:
-            # Serve may let one call overtake another: the number puts them in order again.
-            call = self._send_handle.remote(connection, next(self._frames), frames.encode(commands))
-            await result(call, timeout_s=_SEND_TIMEOUT_S, what="queue")
+            call = self._send_handle.remote(connection, frames.encode(commands))
+            answer = await result(call, timeout_s=_SEND_TIMEOUT_S, what="queue")
+            for event in frames.decode_queue_events(answer):
+                self._apply(event)
         except Exception as error:  # whatever it was, commands were lost
             _log.warning("queue_send_failed", app=self._app_name, reason=ours(error, "queue").message)
             self._reconnect(connection)

@@ -83,13 +83,12 @@ class Gateway:
 
     def __init__(self, queue: BatchingQueue) -> None:
         self._queue = queue
-        self._numbers = itertools.count()
         self._reader = asyncio.create_task(self._read())
         self._came = asyncio.Event()
         self.granted: deque[str] = deque()
 
     async def send(self, commands: list[frames.QueueCommand]) -> None:
-        await self._queue.send(CONNECTION, next(self._numbers), frames.encode(commands))
+        self._take(await self._queue.send(CONNECTION, frames.encode(commands)))
 
     async def grants(self, count: int) -> None:
         """Until so many grants are at hand."""
@@ -103,12 +102,15 @@ class Gateway:
 
     async def _read(self) -> None:
         async for frame in self._queue.grants(CONNECTION):
-            for event in frames.decode_queue_events(frame):
-                if isinstance(event, frames.Granted):
-                    self.granted.append(event.grant.request_id)
-                    self._came.set()
-                elif isinstance(event, frames.Refused):
-                    raise RuntimeError(f"refused: {event.error}")  # noqa: TRY004  nothing is of a wrong type
+            self._take(frame)
+
+    def _take(self, frame: bytes) -> None:
+        for event in frames.decode_queue_events(frame):
+            if isinstance(event, frames.Granted):
+                self.granted.append(event.grant.request_id)
+                self._came.set()
+            elif isinstance(event, frames.Refused):
+                raise RuntimeError(f"refused: {event.error}")  # noqa: TRY004  nothing is of a wrong type
 
 
 async def filled(case: Case, tickets: Tickets) -> tuple[BatchingQueue, Gateway]:

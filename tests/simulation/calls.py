@@ -72,7 +72,7 @@ class Call:
             return  # `server_died` has told the caller
         self.network.trace(self.caller, f"-> {server.process}", self.method, *self.args)
         if self.deployment == QUEUE and self.method == "send":
-            for command in frames.decode_queue_commands(self.args[2]):
+            for command in frames.decode_queue_commands(self.args[1]):
                 self.network.on_command(command)
         self.task = self.network.loop.create_task(self._serve(server.actor), context=server.process.context)
 

@@ -110,7 +110,7 @@ async def test_a_queue_that_ends_its_stream_is_looked_after_too(client, served, 
     waiting = acquiring(client)
     await settle()
     for gateway in served.actor._gateways.values():
-        gateway.outbox.close()
+        gateway.close()
     await asyncio.sleep(0.05)
     assert lost
     await report(served.actor)
@@ -125,7 +125,7 @@ async def test_a_ticket_is_not_lost_when_the_old_connection_ends_after_the_new_o
     client._reconnect(client._connection)
     await asyncio.sleep(0.05)
     assert len(served.actor._gateways) == 2
-    served.actor._gateways.pop(old).outbox.close()
+    served.actor._gateways.pop(old).close()
     served.actor._deliver(served.actor._dispatcher.gateway_gone(old, 0.0))
     await report(served.actor)
     assert (await asyncio.wait_for(waiting, 1)).request_id == "r1"
