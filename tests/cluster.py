@@ -30,6 +30,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     config = yaml.safe_load(options.config.read_text())
     address = ray.init(
+        address="local",  # a cluster of its own, whatever else runs on this machine
         num_cpus=int(options.cpus),
         include_dashboard=True,
         _system_config={"metrics_report_interval_ms": 500},  # tests look at metrics; the default is 10 s

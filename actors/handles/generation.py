@@ -97,6 +97,8 @@ class Generation:
         self._made = Made(request)
         self._attempts = 0  # that failed, and the one under way
         self._starts = 0
+        self._starting = False  # it has a grant and is on its way to the replica
+        self._unwanted = False  # it is to give up the slot to which it is on its way
         self._live: list[Attempt] = []  # on replicas: one, or two while a first token is overdue
         self._again: asyncio.Task[None] | None = None
         self._second: asyncio.Task[None] | None = None  # the start elsewhere
@@ -131,7 +133,9 @@ class Generation:
 
     def preempt(self) -> None:
         """Give the slot up and come back to the queue with what there is."""
-        if self._live:
+        if self._starting:
+            self._unwanted = True
+        elif self._live:
             self._attempts -= 1  # nothing has failed
             self._leave_all("retried")
             telemetry.count("shoal_preemptions_total", model=self._model)
@@ -147,6 +151,7 @@ class Generation:
             grant = await self._queue.acquire(self._ticket())
             self._clock.enter("prefill")
             last = self._attempts >= ATTEMPTS
+            self._starting, self._unwanted = True, False
             try:
                 attempt = await self._run(grant, if_gone="failed" if last else "retried")
             except ReplicaGone as error:
@@ -155,7 +160,11 @@ class Generation:
                 self._note("start_failed", error)
             else:
                 self._watch_for_first_token(attempt)
-                return
+                break
+            finally:
+                self._starting = False
+        if self._unwanted:
+            self.preempt()
 
     async def _run(self, grant: Grant, *, if_gone: Outcome) -> Attempt:
         """Start on the granted replica; frees the grant if that fails."""
@@ -216,7 +225,13 @@ class Generation:
     async def _start_twice(self, slow_replica: str) -> None:
         """The same request elsewhere, under a ticket of its own; who has the first token goes on alone."""
         ticket = self._ticket()
-        second = replace(ticket, request_id=f"{ticket.request_id}#2", avoid=slow_replica, returning=False)
+        second = replace(
+            ticket,
+            request_id=f"{ticket.request_id}#2",
+            avoid=slow_replica,
+            returning=False,
+            preemptible=False,
+        )
         try:
             grant = await self._queue.acquire(second)
             if not self._live:  # the first one failed meanwhile, and begins again by itself

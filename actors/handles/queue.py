@@ -237,7 +237,8 @@ class QueueClient:
             if pending is not None and not pending.answer.done():
                 pending.answer.set_exception(from_wire(event.error))
         elif isinstance(event, frames.Preempted):
-            self._listener.preempted(event.request_id)
+            # Behind the grant of the same frame: who waits for that takes it in its own turn.
+            asyncio.get_running_loop().call_soon(self._listener.preempted, event.request_id)
         else:
             self._listener.replica_silent(event.replica_id)
 

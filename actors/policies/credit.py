@@ -27,6 +27,7 @@ class Held:
     charged: int = 0  # output tokens that its tenant was charged for
     produced: int = 0  # output tokens that were reported
     stays: bool = False  # it had its turn before higher classes, was sent away often enough, or is in a hurry
+    ahead: bool = False  # it was granted beyond what the engine runs, and may wait there
     first_token: bool = False  # it stays until it has produced one: it was sent away before that often enough
     leaving_at: float | None = None  # when its gateway was told to give it up
 
@@ -74,17 +75,16 @@ class ReplicaCredit:
     def fits(self, ticket: Ticket, *, ahead: bool = True) -> bool:
         """Is there credit for the ticket? One that is larger than the whole replica may run alone.
 
+        The place of one that is leaving is free: it is away before what is granted now begins.
+
         Args:
             ticket: the ticket.
             ahead: it may wait in the engine, too.
         """
         if not self.held:
             return True
-        most = self.max_sequences + (self.look_ahead if ahead else 0)
-        return (
-            self.sequences + ticket.sequences <= most
-            and self.tokens + ticket_tokens(ticket) <= self.kv_tokens
-        )
+        slots = self.free_sequences() + (self.look_ahead if ahead else 0)
+        return ticket.sequences <= slots and ticket_tokens(ticket) <= self.free_tokens()
 
     def free_sequences(self) -> int:
         """Slots free once those who are leaving have left; negative: so many wait in the engine."""
@@ -151,13 +151,17 @@ class ReplicaCredit:
 
     def count_back(self, now: float) -> None:
         """Those who should have left by now stay, and may be told again: the message met them between two steps."""
+        missed = False
         for held in self.held.values():
             if held.leaving_at is not None and now - held.leaving_at > LEAVE_GRACE_S:
+                missed = True
                 held.leaving_at = None
                 self.leaving_sequences -= held.ticket.sequences
                 self.leaving_tokens -= held.tokens()
                 if held.can_leave():
                     self.yielding_sequences += held.ticket.sequences
+        for held in self.held.values() if missed else ():
+            held.ahead = held.ahead or not held.produced  # it may wait for the place that was not given up
 
     def forgotten(self, running: Iterable[str], now: float) -> list[str]:
         """Tickets that hold credit here and that the replica, past the grace, does not run.

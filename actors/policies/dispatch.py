@@ -202,6 +202,17 @@ class Dispatcher:
         return [Granted(gateway_id=gateway_id, grant=held.grant)]
 
     def _dispatch(self, now: float) -> list[Decision]:
+        """Grant what fits, and make room for what does not: the room is granted at once."""
+        decisions: list[Decision] = []
+        while True:
+            decisions += self._grant(now)
+            head = self.line.head()
+            room = self.placement.make_room(head.ticket if head is not None else None, now)
+            decisions += room
+            if not room or head is None or head.ticket.principal.priority is PriorityClass.BATCH:
+                return decisions
+
+    def _grant(self, now: float) -> list[Decision]:
         decisions: list[Decision] = []
         while (head := self.line.head()) is not None:
             if head.deadline_at <= now:
@@ -214,7 +225,7 @@ class Dispatcher:
                 decisions.append(granted)
             else:
                 break
-        return decisions + self.placement.make_room(head.ticket if head is not None else None, now)
+        return decisions
 
     def _is_late(self, head: Waiting, now: float) -> bool:
         """Has it waited until it cannot be expected to end in time?

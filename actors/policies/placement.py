@@ -70,7 +70,8 @@ class Placement:
         )
         self.line.serve(head)
         self.pool.take(replica, held)
-        if not batch and replica.free_sequences() < 0:
+        held.ahead = replica.free_sequences() < 0
+        if held.ahead and not batch:
             self.preemption.pressed(now)
             self._ahead.append((replica, ticket))
         return Granted(gateway_id=head.gateway_id, grant=grant)

@@ -133,7 +133,7 @@ class Pool:
         return min(
             able,
             key=lambda replica: (
-                replica.sequences + ticket.sequences > replica.max_sequences,
+                ticket.sequences > replica.free_sequences(),
                 -replica.prefixes.matched(ticket.prefix),
                 replica.load(),
             ),

@@ -100,7 +100,7 @@ def _for_slots(
     chosen: list[_Candidate] = []
     for replica, held in candidates:
         before = free[replica.replica_id]
-        if wanted <= 0 and (before >= 0 or not _others_run_on(replica)):
+        if wanted <= 0 and (before >= 0 or not _one_waits_on(replica)):
             continue
         after = free[replica.replica_id] = before + held.ticket.sequences
         wanted -= max(after, 0) - max(before, 0)
@@ -108,8 +108,12 @@ def _for_slots(
     return chosen
 
 
-def _others_run_on(replica: ReplicaCredit) -> bool:
-    return any(held.ticket.principal.priority is not PriorityClass.BATCH for held in replica.held.values())
+def _one_waits_on(replica: ReplicaCredit) -> bool:
+    """Does one of a higher class wait in the engine, as far as is known?"""
+    return any(
+        held.ahead and not held.produced and held.ticket.principal.priority is not PriorityClass.BATCH
+        for held in replica.held.values()
+    )
 
 
 def _for_memory(

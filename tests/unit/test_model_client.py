@@ -195,6 +195,28 @@ async def test_a_preempted_answer_gives_its_slot_up_and_goes_on_later():
     assert [d.text async for d in stream] == ["w0 ", "w1 "]
 
 
+async def test_an_answer_that_is_preempted_on_its_way_to_the_replica_gives_its_slot_up_there():
+    model = client()
+    pool, arrive = model._pool, asyncio.Event()
+    start = pool.start
+
+    async def slow(*args):
+        await arrive.wait()
+        return await start(*args)
+
+    pool.start = slow
+    generating = asyncio.ensure_future(generate(model))
+    await settle()
+    model.preempted("r")
+    arrive.set()
+    await settle()
+    assert (model._queue.ended, pool.running[0].cancelled) == (["retried"], 1)
+    pool.running[1].play(word(0), word(1, usage=Usage(1, 2)))
+    stream, _ = await generating
+    assert [d.text async for d in stream] == ["w0 ", "w1 "]
+    assert len(model._queue.tickets) == 2
+
+
 async def test_what_is_preempted_says_whether_it_can_go_on():
     for fields, preemptible in [({}, True), ({"sampling": SamplingParams(n=2)}, False)]:
         model = client([FIRST])

@@ -129,7 +129,8 @@ def test_memory_is_made_on_the_replica_where_the_fewest_have_to_go():
     queue.submit("i", INTERACTIVE, prompt_tokens=80)
     assert queue.preempted == ["a1"]
     queue.submit("i2", INTERACTIVE)
-    assert queue.preempted == ["a1"]  # room is on its way
+    assert queue.granted[-2:] == ["i", "i2"]  # in rooms that are on their way
+    assert queue.preempted == ["a1", "b1"]
 
 
 def test_one_that_was_sent_away_three_times_without_a_token_is_left_alone_until_it_has_one():
@@ -212,3 +213,16 @@ def test_batch_that_would_miss_its_deadline_is_not_sent_away():
     assert queue.preempted == ["patient"]
     queue.submit("i2", INTERACTIVE)
     assert queue.preempted == ["patient"]
+
+
+def test_the_place_of_one_that_is_leaving_is_granted_at_once():
+    queue = Queue(slots=2, look_ahead=1)
+    queue.submit("b1")
+    queue.submit("b2")
+    for number in (1, 2):
+        queue.submit(f"i{number}", INTERACTIVE)
+        assert queue.granted[-1] == f"i{number}"
+    assert sorted(queue.preempted) == ["b1", "b2"]
+    queue.submit("i3", INTERACTIVE)
+    queue.submit("i4", INTERACTIVE)
+    assert queue.granted[-1] == "i3"  # ahead; there is no place for another one
