@@ -29,6 +29,14 @@ from dataclasses import dataclass
 from actors.policies.load import LEAST_WORK_S, LoadSnapshot
 
 _TOLERANCE = 0.02  # of a replica: noise a hair above n does not start a machine
+_FLOW = 3.0
+_PER_HORIZON = 8.0
+_LEAST_SAMPLE_S = 5.0
+_SAMPLES = 240
+_LEAST_SAMPLES = 40
+_SHARE = 0.9
+_HEADROOM_S = 7200.0
+_HEADROOM = (0.0, 4.0)
 _HOLD_START_UPS = 3.0  # giving up a replica sooner than it takes to get it back thrice is flapping
 
 
@@ -44,6 +52,7 @@ class ScalingConfig:
     hold_s: float = 180.0  # replicas are given up when they were not needed for so long
     to_zero_s: float = 300.0  # the last one, when nothing came for so long
     expected_start_up_s: float = 10.0  # until a start-up was measured
+    slo_target: float = 0.99  # share of the requests that are to meet their SLOs
 
     def __post_init__(self) -> None:
         """Refuse bounds that contradict each other and times that are none.
@@ -61,6 +70,8 @@ class ScalingConfig:
         for name in ("trend_gain", "hold_s", "to_zero_s"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a finite number >= 0, not {getattr(self, name)!r}")
+        if not 0.0 < self.slo_target < 1.0:
+            raise ValueError(f"slo_target must lie between 0 and 1, not {self.slo_target!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,10 +81,38 @@ class Needs:
     little: float = 0.0
     flow: float = 0.0
     busy: float = 0.0
+    spare: float = 0.0  # on top of the first two
 
     def replicas(self, most: int) -> int:
         """The largest term, rounded up, `most` at most."""
-        return math.ceil(min(max(self.little, self.flow, self.busy) - _TOLERANCE, most))
+        return math.ceil(
+            min(max(max(self.little, self.flow) + self.spare, self.busy) - _TOLERANCE, most)
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Growth:
+    """How much the demand usually grows while a replica starts."""
+
+    levels: tuple[tuple[float, float], ...] = ()  # (when, level) of the last start-up time
+    samples: tuple[float, ...] = ()  # growth over it
+
+    def after(self, level: float, now: float, horizon_s: float) -> Growth:
+        every_s = max(horizon_s / _PER_HORIZON, _LEAST_SAMPLE_S)
+        if self.levels and 0.0 <= now - self.levels[-1][0] < every_s:
+            return self
+        levels = (*(p for p in self.levels if p[0] <= now), (now, level))
+        if now - levels[0][0] < horizon_s or len(levels) < 2:
+            return Growth(levels=levels, samples=self.samples)
+        while len(levels) > 2 and now - levels[1][0] >= horizon_s:
+            levels = levels[1:]
+        samples = (*self.samples, level - levels[0][1])[-_SAMPLES:]
+        return Growth(levels=levels, samples=samples)
+
+    def usual(self) -> float:
+        if len(self.samples) < _LEAST_SAMPLES:
+            return 0.0
+        return max(sorted(self.samples)[int(_SHARE * len(self.samples))], 0.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +126,9 @@ class ScalingState:
     trend: float = 0.0  # moving average of its slope, replicas per second
     peaks: tuple[tuple[float, int], ...] = ()  # (when last, `up`): falling, the first is the held one
     needs: Needs = Needs()
+    flow: float | None = None  # moving average of the flow, replicas
+    growth: Growth = Growth()
+    headroom: float = 1.0  # h
 
     @classmethod
     def start(cls, replicas: int, now: float) -> ScalingState:
@@ -117,10 +159,16 @@ def decide(
     demand, busy = _demand(snapshot, horizon_s=max(config.slack_s, start_up_s))
     level, trend = _smoothed(state, demand, config, start_up_s, now)
     urgent = state.replicas == 0 or snapshot.oldest_age_s > config.slack_s / 2.0
+    elapsed_s = max(now - state.decided_at, 0.0)
+    arriving = snapshot.arrival_rate_rps * snapshot.work_per_request_s
+    flow = arriving if state.flow is None else _toward(state.flow, arriving, elapsed_s / (_FLOW * config.smoothing_s))
+    growth = state.growth.after(level, now, max(start_up_s - config.slack_s, 0.0))
+    headroom = _headroom(state.headroom, snapshot, config, elapsed_s)
     needs = Needs(
         little=(max(level, demand) if urgent else level) + config.trend_gain * max(trend, 0.0) * start_up_s,
-        flow=snapshot.arrival_rate_rps * snapshot.work_per_request_s,
+        flow=flow,
         busy=busy,
+        spare=headroom * growth.usual(),
     )
     up = min(max(needs.replicas(config.max_replicas), int(snapshot.has_work())), config.max_replicas)
     if state.replicas == 0 and not snapshot.has_work():
@@ -138,7 +186,22 @@ def decide(
         trend=trend,
         peaks=peaks,
         needs=needs,
+        flow=flow,
+        growth=growth,
+        headroom=headroom,
     )
+
+
+def _toward(old: float, new: float, steps: float) -> float:
+    """A moving average after so many time constants."""
+    return old + (new - old) * -math.expm1(-steps)
+
+
+def _headroom(h: float, snapshot: LoadSnapshot, config: ScalingConfig, elapsed_s: float) -> float:
+    if not snapshot.has_work():
+        return h
+    burn = snapshot.late_share / (1.0 - config.slo_target)
+    return min(max(h + (burn - 1.0) * elapsed_s / _HEADROOM_S, _HEADROOM[0]), _HEADROOM[1])
 
 
 def _demand(snapshot: LoadSnapshot, *, horizon_s: float) -> tuple[float, float]:

@@ -31,6 +31,7 @@ class LoadSnapshot:
     oldest_age_s: float = 0.0  # longest wait of a request that still waits
     replica_concurrency: float = 0.0  # c*, sequences; 0: no replica was ever seen
     start_up_s: float = 0.0  # measured start-up time of a replica; 0: not measured yet
+    late_share: float = 0.0  # of the requests of the last minute, those that missed an SLO
 
     def __post_init__(self) -> None:
         """Refuse what is no measurement: a wrong number here would start or end real machines."""
@@ -80,6 +81,7 @@ def merge(snapshots: Sequence[LoadSnapshot], *, one_backlog: bool) -> LoadSnapsh
         oldest_age_s=max(s.oldest_age_s for s in snapshots),
         replica_concurrency=_mean([s.replica_concurrency for s in snapshots], []),
         start_up_s=max(s.start_up_s for s in snapshots),
+        late_share=max(s.late_share for s in snapshots),
     )
 
 

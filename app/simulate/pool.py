@@ -144,6 +144,7 @@ class Pool:
             oldest_age_s=max(self.now - float(t.arrive[waiting].min()), 0.0) if waiting.size else 0.0,
             replica_concurrency=width,
             start_up_s=self.model.start_up_s,
+            late_share=self.late_share(),
         )
 
     def recent(self, seconds: float) -> Any:

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from actors.errors import InvalidRequest
+from app.simulate.episode import EPISODE, episode
 from app.simulate.trace import Lengths, Trace
 
-EPISODE = "llmd"  # the name of the built-in trace
+_SPREAD_S = 0.5
+_SAMPLE = 20_000  # requests
 _AZURE = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]
-_STAGES = ((2, 330), (4, 360), (6, 360), (8, 360), (10, 360), (4, 360), (1, 300))  # requests/s, seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Sampling:
 
     seed: int = 0
     compression: float = 1.0  # rates change so many times faster; the rates themselves stay
-    mean_rps: float | None = None  # scale the rates to this mean; None: as they are
+    times: float = 1.0  # so much more load: rates are multiplied, requests repeated within a second
     duration_s: float | None = None  # after compression; None: all of it
     lengths: Lengths = field(default_factory=Lengths)
 
@@ -54,31 +55,32 @@ def read(source: str, sampling: Sampling) -> Trace:
     raise InvalidRequest(f"no trace {source!r}: give {EPISODE}, a CSV file or a folder of *-trace.csv files")
 
 
-def episode(seed: int) -> Trace:
-    """llm-d's scored episode: stages of constant rate, about 4,000 tokens in and 1,000 out.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MeanLoad:
+    """What a trace brings on average."""
 
-    From its guide `workload-autoscaling/slo-aware`, benchmark-templates/BENCHMARK.md; the load generator spreads
-    the requests of a stage evenly, lengths vary by a tenth.
-    """
-    rng = np.random.default_rng(seed)
-    times, start = [], 0.0
-    for rate, seconds in _STAGES:
-        times.append(start + (np.arange(rate * seconds) + rng.random()) / rate)
-        start += seconds
-    arrive = np.concatenate(times)
-    n = len(arrive)
-    return Trace(
-        name=EPISODE,
-        arrive_s=arrive,
-        prompt_tokens=np.maximum(rng.normal(4000, 400, n), 1).astype(np.int64),
-        output_tokens=np.maximum(rng.normal(1000, 100, n), 1).astype(np.int64),
-        tenant=np.zeros(n, np.int64),
-        duration_s=start,
-    )
+    rate_rps: float
+    sample: Trace  # whose lengths are the trace's; its times mean nothing
+
+
+def mean_load(source: str, sampling: Sampling) -> MeanLoad:
+    """The mean rate of a whole trace as it is, and lengths like its own."""
+    path = Path(source)
+    if not path.is_dir():
+        trace = read(source, Sampling(seed=sampling.seed, compression=sampling.compression))
+        return MeanLoad(rate_rps=len(trace) / max(trace.duration_s, 1.0), sample=trace)
+    clients = [_windows(file) for file in _files(path)]
+    prompt, output = sampling.lengths.draw(_SAMPLE, np.random.default_rng(0))
+    none = np.zeros(_SAMPLE, np.int64)
+    sample = Trace(name=source, arrive_s=none * 1.0, prompt_tokens=prompt, output_tokens=output, tenant=none)
+    rate = sum(w.rate_rps for c in clients for w in c) / max(len(c) for c in clients)
+    return MeanLoad(rate_rps=rate, sample=sample)
 
 
 def azure(path: Path, sampling: Sampling) -> Trace:
-    """A CSV with TIMESTAMP, ContextTokens, GeneratedTokens; it holds requests, so the seed changes nothing.
+    """A CSV with TIMESTAMP, ContextTokens, GeneratedTokens.
+
+    It holds requests: more load repeats each of them within half a second either way, which the seed draws.
 
     Raises:
         InvalidRequest: other columns, or a value that is none.
@@ -95,16 +97,22 @@ def azure(path: Path, sampling: Sampling) -> Trace:
     if not parsed:
         raise InvalidRequest(f"{path} holds no requests")
     begin = min(at for at, _, _ in parsed)
+    rng = np.random.default_rng(sampling.seed)
     seconds = np.array([(at - begin).total_seconds() for at, _, _ in parsed]) / sampling.compression
-    order = np.argsort(seconds, kind="stable")
-    within = order[seconds[order] <= (sampling.duration_s or np.inf)]
+    copies = int(sampling.times) + (rng.random(len(seconds)) < sampling.times % 1.0)
+    source = np.repeat(np.arange(len(seconds)), copies)
+    spread = rng.uniform(-_SPREAD_S, _SPREAD_S, len(source)) if sampling.times != 1.0 else 0.0
+    times_s = np.maximum(seconds[source] + spread, 0.0)
+    order = np.argsort(times_s, kind="stable")
+    order = order[times_s[order] <= (sampling.duration_s or np.inf)]
+    source, times_s = source[order], times_s[order]
     return Trace(
         name=path.stem,
-        arrive_s=seconds[within],
-        prompt_tokens=np.array([max(p, 1) for _, p, _ in parsed])[within],
-        output_tokens=np.array([max(o, 1) for _, _, o in parsed])[within],
-        tenant=np.zeros(len(within), np.int64),
-        duration_s=float(seconds[within[-1]]),
+        arrive_s=times_s,
+        prompt_tokens=np.array([max(p, 1) for _, p, _ in parsed])[source],
+        output_tokens=np.array([max(o, 1) for _, _, o in parsed])[source],
+        tenant=np.zeros(len(source), np.int64),
+        duration_s=float(times_s[-1]) if len(times_s) else 0.0,
     )
 
 
@@ -126,9 +134,7 @@ def servegen(folder: Path, sampling: Sampling) -> Trace:
     Raises:
         InvalidRequest: no such files, or a row that is no window.
     """
-    files = sorted(folder.glob("*-trace.csv"))
-    if not files:
-        raise InvalidRequest(f"{folder} holds no *-trace.csv files")
+    files = _files(folder)
     rng = np.random.default_rng(sampling.seed)
     clients = [_windows(file) for file in files]
     ends = max(windows[-1].at_s for windows in clients)
@@ -137,15 +143,13 @@ def servegen(folder: Path, sampling: Sampling) -> Trace:
     duration_s = min(sampling.duration_s or whole_s, whole_s)
     skipped = int(rng.integers(0, max(int((whole_s - duration_s) * sampling.compression / window_s), 0) + 1))
     begin_s, end_s = skipped * window_s, skipped * window_s + duration_s * sampling.compression
-    mean = sum(w.rate_rps for c in clients for w in c) * window_s / (ends + window_s)
-    scale = sampling.mean_rps / mean if sampling.mean_rps else 1.0
     arrive, tenant = [], []
     for number, windows in enumerate(clients):
         times = [
             (w.at_s - begin_s) / sampling.compression + gaps
             for w in windows
             if begin_s <= w.at_s < end_s and w.rate_rps > 0.0
-            for gaps in (_arrivals(w, scale, window_s / sampling.compression, rng),)
+            for gaps in (_arrivals(w, sampling.times, window_s / sampling.compression, rng),)
         ]
         arrive += times
         tenant.append(np.full(sum(map(len, times)), number, np.int64))
@@ -162,6 +166,13 @@ def servegen(folder: Path, sampling: Sampling) -> Trace:
         tenants=len(files),
         duration_s=duration_s,
     )
+
+
+def _files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*-trace.csv"))
+    if not files:
+        raise InvalidRequest(f"{folder} holds no *-trace.csv files")
+    return files
 
 
 def _windows(file: Path) -> list[_Window]:
