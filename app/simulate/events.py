@@ -23,6 +23,7 @@ from app.simulate.tables import (
     LIVE_S,
     NEXT,
     OFF,
+    PACE,
     QUEUED,
     READY,
     REQUEST_BITS,
@@ -36,6 +37,7 @@ from app.simulate.tables import (
 )
 
 _SMOOTHING = 0.1  # of the mean service time, as in `ServiceEstimator`
+_PACE_MEMORY = 0.998  # as in `pace`
 _EPSILON_S = 1e-9  # two times nearer than this are one
 _OUTPUT_WEIGHT = 2.0  # of an output token against one of the prompt, as in `virtual_counters`
 
@@ -195,6 +197,8 @@ def finish(t: Tables, m: Model, r: int, now: float) -> None:
     i = pop(t.ends[r], t.batch[r]) & ((1 << REQUEST_BITS) - 1)
     t.done[i] = now
     tokens = t.prompt[i] + t.output[i]
+    service_s = now - t.granted[i]
+    learn(t, service_s, t.output[i], min(max(t.held[r] / m.max_sequences, t.held_tokens[r] / m.kv_tokens), 1.0))
     t.batch[r] -= 1
     t.batch_tokens[r] -= tokens
     t.held[r] -= 1
@@ -205,7 +209,19 @@ def finish(t: Tables, m: Model, r: int, now: float) -> None:
     if slow or t.first[i] - t.arrive[i] > m.ttft_slo_s:
         t.counts[LATE] += 1
     weight = max(_SMOOTHING, 1.0 / t.counts[ENDED])
-    t.sums[SERVICE_S] += weight * (now - t.granted[i] - t.sums[SERVICE_S])
+    t.sums[SERVICE_S] += weight * (service_s - t.sums[SERVICE_S])
+
+
+@compiled
+def learn(t: Tables, service_s: float, tokens: int, load: float) -> None:
+    """`Pace.observe` in compiled code."""
+    for k in range(PACE, PACE + 5):
+        t.sums[k] *= _PACE_MEMORY
+    t.sums[PACE] += tokens
+    t.sums[PACE + 1] += tokens * load
+    t.sums[PACE + 2] += service_s
+    t.sums[PACE + 3] += tokens * load * load
+    t.sums[PACE + 4] += service_s * load
 
 
 @compiled

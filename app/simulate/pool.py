@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from actors.policies.burn import Burn
 from actors.policies.load import LoadSnapshot
+from actors.policies.pace import Pace
 from app.simulate.events import advance, settle
 from app.simulate.tables import (
     DRAINING,
@@ -18,6 +20,7 @@ from app.simulate.tables import (
     LIVE,
     NEXT,
     OFF,
+    PACE,
     QUEUED,
     READY,
     SERVED,
@@ -30,7 +33,6 @@ from app.simulate.tables import (
 from app.simulate.trace import Trace
 
 _RATE_WINDOW_S = 10.0  # of the arrival rate, as in `BatchingQueue`
-_OUTCOME_S = 60.0  # time constant of the share of late requests, as in `BatchingQueue`
 _SPARE_REPLICAS = 2  # a pool twice its bound drains at most so many more at once
 
 
@@ -58,9 +60,8 @@ class Pool:
         )
         self.t.state[:first_replicas] = READY
         self.t.counts[TARGET] = self.t.counts[LIVE] = first_replicas
-        self._outcomes = (0, 0)
-        self._late_share = 0.0
-        self._served_at = 0.0
+        self._burn = Burn()
+        self._counted = (0, 0)  # served and late ones that are in it
 
     @property
     def target(self) -> int:
@@ -130,7 +131,7 @@ class Pool:
     def snapshot(self) -> LoadSnapshot:
         """What the queue would record now."""
         t, width = self.t, self.concurrency()
-        mean_s = float(t.sums[SERVICE_S])
+        mean_s = float(t.sums[SERVICE_S]) * Pace(*map(float, t.sums[PACE : PACE + 5])).when_full()
         seen = int(t.counts[NEXT])
         arrivals = seen - int(np.searchsorted(t.arrive, self.now - _RATE_WINDOW_S, side="right"))
         waiting = t.head[t.head >= 0]
@@ -144,7 +145,7 @@ class Pool:
             oldest_age_s=max(self.now - float(t.arrive[waiting].min()), 0.0) if waiting.size else 0.0,
             replica_concurrency=width,
             start_up_s=self.model.start_up_s,
-            late_share=self.late_share(),
+            late_share=self._late_share(),
         )
 
     def recent(self, seconds: float) -> Any:
@@ -152,12 +153,8 @@ class Pool:
         since = int(np.searchsorted(self.t.arrive, self.now - seconds, side="right"))
         return np.arange(since, int(self.t.counts[NEXT]))
 
-    def late_share(self) -> float:
-        """Share of late requests among those that ended of late: a moving average over a minute."""
+    def _late_share(self) -> float:
         served, late = int(self.t.counts[SERVED]), int(self.t.counts[LATE])
-        new, new_late = served - self._outcomes[0], late - self._outcomes[1]
-        weight = -np.expm1(-(self.now - self._served_at) / _OUTCOME_S)
-        if new:
-            self._late_share += weight * (new_late / new - self._late_share)
-        self._outcomes, self._served_at = (served, late), self.now
-        return float(self._late_share)
+        self._burn.add(served - self._counted[0], late - self._counted[1], self.now)
+        self._counted = (served, late)
+        return self._burn.share()

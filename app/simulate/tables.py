@@ -15,6 +15,7 @@ OFF, STARTING, READY, DRAINING = 0, 1, 2, 3  # states of a replica
 NEXT, QUEUED, TARGET, LIVE, SERVED, LATE, EXPIRED, ENDED = range(8)
 # Columns of `sums`
 COUNTED_AT, LIVE_S, TARGET_S, SERVICE_S = range(4)
+PACE = 4  # and four more: the sums of `actors.policies.pace`
 
 REQUEST_BITS = 25  # of a heap key: the request; above them, the step at which it ends
 
@@ -111,5 +112,5 @@ def tables(
         line_at=np.zeros((replicas, width)),
         in_line=np.zeros(replicas, np.int64),
         counts=np.zeros(8, np.int64),
-        sums=np.zeros(4),
+        sums=np.zeros(9),
     )
