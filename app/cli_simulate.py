@@ -21,12 +21,16 @@ def simulate(
     ],
     policy: Annotated[
         list[str] | None,
-        typer.Option(help="shoal, static, ray, ray-tuned, knative, llm-d or all; may be given several times."),
+        typer.Option(
+            help="shoal, static, ray, ray-tuned, knative, llm-d or all; may be given several times."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs, each drawn anew.")] = 1,
     slo_ttft: Annotated[float | None, typer.Option(min=0.001, help="Seconds to the first token.")] = None,
     slo_tpot: Annotated[float | None, typer.Option(min=0.0001, help="Seconds per further token.")] = None,
-    attainment: Annotated[float, typer.Option(min=0.01, max=0.9999, help="What the oracle must keep.")] = 0.99,
+    attainment: Annotated[
+        float, typer.Option(min=0.01, max=0.9999, help="What the oracle must keep.")
+    ] = 0.99,
     start_up: Annotated[float | None, typer.Option(min=0, help="Seconds until a replica is ready.")] = None,
     min_replicas: Annotated[int | None, typer.Option(min=1, help="Least replicas.")] = None,
     max_replicas: Annotated[int | None, typer.Option(min=1, help="Most replicas.")] = None,
@@ -85,9 +89,7 @@ def simulate(
 def _changed(options: Any, model: dict[str, Any], bounds: dict[str, int]) -> Any:
     from dataclasses import replace
 
-    return replace(
-        options, model=options.model._replace(**model), bounds=replace(options.bounds, **bounds)
-    )
+    return replace(options, model=options.model._replace(**model), bounds=replace(options.bounds, **bounds))
 
 
 def _run(

@@ -85,9 +85,7 @@ class Needs:
 
     def replicas(self, most: int) -> int:
         """The largest term, rounded up, `most` at most."""
-        return math.ceil(
-            min(max(max(self.little, self.flow) + self.spare, self.busy) - _TOLERANCE, most)
-        )
+        return math.ceil(min(max(max(self.little, self.flow) + self.spare, self.busy) - _TOLERANCE, most))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,7 +159,11 @@ def decide(
     urgent = state.replicas == 0 or snapshot.oldest_age_s > config.slack_s / 2.0
     elapsed_s = max(now - state.decided_at, 0.0)
     arriving = snapshot.arrival_rate_rps * snapshot.work_per_request_s
-    flow = arriving if state.flow is None else _toward(state.flow, arriving, elapsed_s / (_FLOW * config.smoothing_s))
+    flow = (
+        arriving
+        if state.flow is None
+        else _toward(state.flow, arriving, elapsed_s / (_FLOW * config.smoothing_s))
+    )
     growth = state.growth.after(level, now, max(start_up_s - config.slack_s, 0.0))
     headroom = _headroom(state.headroom, snapshot, config, elapsed_s)
     needs = Needs(

@@ -168,7 +168,9 @@ def _worst_of_slo(pool: Pool) -> float:
     t, minute = pool.t, pool.recent(60.0)
     if not minute.size:
         return 0.0
-    wait = np.where(np.isnan(t.first[minute]), pool.now - t.arrive[minute], t.first[minute] - t.arrive[minute])
+    wait = np.where(
+        np.isnan(t.first[minute]), pool.now - t.arrive[minute], t.first[minute] - t.arrive[minute]
+    )
     ended = pool.recent(600.0)
     ended = ended[(t.done[ended] > pool.now - 60.0) & (t.output[ended] > 1)]
     tpot = (t.done[ended] - t.first[ended]) / (t.output[ended] - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,9 +30,9 @@ class Options:
     """How a trace is turned into a case."""
 
     source: str
-    model: Model = Model()
-    bounds: Bounds = Bounds()
-    sampling: Sampling = Sampling()
+    model: Model = field(default_factory=Model)
+    bounds: Bounds = field(default_factory=Bounds)
+    sampling: Sampling = field(default_factory=Sampling)
     mean_demand: float | None = None  # scale the load until so many full replicas are busy; None: as it is
 
 

@@ -67,7 +67,8 @@ def oracle_line(ground: Ground) -> Line:
 def run(ground: Ground, setting: Setting, cases: int | None = None) -> list[Result]:
     """One setting on the first so many cases."""
     return [
-        simulate(c.trace, c.model, setting.make(c), c.bounds) for c in ground.cases[: cases or len(ground.cases)]
+        simulate(c.trace, c.model, setting.make(c), c.bounds)
+        for c in ground.cases[: cases or len(ground.cases)]
     ]
 
 
@@ -83,13 +84,9 @@ def compare(ground: Ground, name: str, *, curve: bool, cases: int | None = None)
     settings = family(name)
     if name == "static":
         return _static(ground, settings[: ground.cases[0].bounds.max_replicas], cases)
-    lines, example = [], None
-    for setting in settings if curve else settings[:1]:
-        results = run(ground, setting, cases)
-        example = example or results[0]
-        lines.append(ground.line(results))
-    assert example is not None
-    return Compared(line=lines[0], example=example, curve=lines)
+    results = [run(ground, setting, cases) for setting in (settings if curve else settings[:1])]
+    lines = [ground.line(of_seeds) for of_seeds in results]
+    return Compared(line=lines[0], example=results[0][0], curve=lines)
 
 
 def _static(ground: Ground, settings: Sequence[Setting], cases: int | None) -> Compared:

@@ -198,7 +198,9 @@ def finish(t: Tables, m: Model, r: int, now: float) -> None:
     t.done[i] = now
     tokens = t.prompt[i] + t.output[i]
     service_s = now - t.granted[i]
-    learn(t, service_s, t.output[i], min(max(t.held[r] / m.max_sequences, t.held_tokens[r] / m.kv_tokens), 1.0))
+    learn(
+        t, service_s, t.output[i], min(max(t.held[r] / m.max_sequences, t.held_tokens[r] / m.kv_tokens), 1.0)
+    )
     t.batch[r] -= 1
     t.batch_tokens[r] -= tokens
     t.held[r] -= 1

@@ -15,7 +15,7 @@ from app.simulate.table import Line
 
 
 def figures() -> Any:
-    """matplotlib's `figure` module, without a display.
+    """The `figure` module of matplotlib, without a display.
 
     Raises:
         InvalidRequest: matplotlib is not installed; says how to get it.
@@ -49,7 +49,11 @@ def replicas_over_time(path: Path, demand: Any, grid_s: float, results: Sequence
     for result in results:
         thin = max(len(result.series) // 400, 1)
         axes.step(
-            result.series[::thin, 0] / 3600.0, result.series[::thin, 3], where="post", lw=1.0, label=result.policy
+            result.series[::thin, 0] / 3600.0,
+            result.series[::thin, 3],
+            where="post",
+            lw=1.0,
+            label=result.policy,
         )
     axes.set(xlabel="hours", ylabel="replicas", title=title)
     axes.legend(fontsize="small", ncols=3)

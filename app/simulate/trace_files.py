@@ -90,7 +90,9 @@ def azure(path: Path, sampling: Sampling) -> Trace:
             rows = csv.reader(file)
             header = next(rows, [])
             if header != _AZURE:
-                raise InvalidRequest(f"{path}: the columns must be {', '.join(_AZURE)}, not {', '.join(header)}")
+                raise InvalidRequest(
+                    f"{path}: the columns must be {', '.join(_AZURE)}, not {', '.join(header)}"
+                )
             parsed = [(datetime.fromisoformat(at[:26]), int(p), int(o)) for at, p, o in rows]
     except (ValueError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{path}: {error}") from error
