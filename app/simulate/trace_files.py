@@ -21,6 +21,7 @@ from app.simulate.trace import Lengths, Trace
 
 _SPREAD_S = 0.5
 _SAMPLE = 20_000  # requests
+_FINE_S = 10.0  # steps in which a rate is followed
 _AZURE = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]
 
 
@@ -139,34 +140,22 @@ def servegen(folder: Path, sampling: Sampling) -> Trace:
     files = _files(folder)
     rng = np.random.default_rng(sampling.seed)
     clients = [_windows(file) for file in files]
-    ends = max(windows[-1].at_s for windows in clients)
     window_s = clients[0][1].at_s - clients[0][0].at_s if len(clients[0]) > 1 else 600.0
-    whole_s = (ends + window_s) / sampling.compression
-    duration_s = min(sampling.duration_s or whole_s, whole_s)
-    skipped = int(rng.integers(0, max(int((whole_s - duration_s) * sampling.compression / window_s), 0) + 1))
-    begin_s, end_s = skipped * window_s, skipped * window_s + duration_s * sampling.compression
-    arrive, tenant = [], []
-    for number, windows in enumerate(clients):
-        times = [
-            (w.at_s - begin_s) / sampling.compression + gaps
-            for w in windows
-            if begin_s <= w.at_s < end_s and w.rate_rps > 0.0
-            for gaps in (_arrivals(w, sampling.times, window_s / sampling.compression, rng),)
-        ]
-        arrive += times
-        tenant.append(np.full(sum(map(len, times)), number, np.int64))
-    times_s, tenants = np.concatenate(arrive), np.concatenate(tenant)
+    whole_s = max(windows[-1].at_s for windows in clients) + window_s
+    taken_s = min((sampling.duration_s or np.inf) * sampling.compression, whole_s)
+    begin_s = float(rng.uniform(0.0, whole_s - taken_s))
+    arrive = [_arrivals(c, begin_s, begin_s + taken_s, window_s, sampling, rng) for c in clients]
+    times_s = np.concatenate(arrive)
     order = np.argsort(times_s, kind="stable")
-    order = order[times_s[order] < duration_s]
     prompt, output = sampling.lengths.draw(len(order), rng)
     return Trace(
         name=folder.name,
         arrive_s=times_s[order],
         prompt_tokens=prompt,
         output_tokens=output,
-        tenant=tenants[order],
+        tenant=np.repeat(np.arange(len(files)), [len(times) for times in arrive])[order],
         tenants=len(files),
-        duration_s=duration_s,
+        duration_s=taken_s / sampling.compression,
     )
 
 
@@ -195,15 +184,31 @@ def _windows(file: Path) -> list[_Window]:
     return found
 
 
-def _arrivals(window: _Window, scale: float, seconds: float, rng: np.random.Generator) -> Any:
-    """Arrival times within a window: gaps of the row's shape, stretched so that its number of requests fits.
+def _arrivals(
+    windows: list[_Window], begin_s: float, end_s: float, window_s: float, sampling: Sampling, rng: np.random.Generator
+) -> Any:
+    """When one client's requests come: a renewal process whose rate follows the rows.
 
-    The row's rate is a count over the window, so the count is kept; only the fraction that scaling leaves is
-    drawn.
+    Between the middles of two windows the rate is a straight line. Gaps have the shape of their window's row and
+    are counted in expected requests (time change), so that a changing or scaled rate keeps it.
     """
-    expected = window.rate_rps * scale * seconds
+    edges = np.arange(begin_s, end_s + _FINE_S, _FINE_S).clip(max=end_s)
+    middles = np.array([w.at_s + window_s / 2.0 for w in windows])
+    rate = np.interp(edges, middles, [w.rate_rps for w in windows]) * sampling.times / sampling.compression
+    due = np.concatenate([[0.0], np.cumsum((rate[1:] + rate[:-1]) / 2.0 * np.diff(edges))])  # expected until then
+    found = []
+    for window in windows:
+        first, last = np.interp([window.at_s, window.at_s + window_s], edges, due)
+        if last > first:
+            found.append(first + _gaps(window, last - first, rng))
+    came = np.concatenate(found) if found else np.zeros(0)
+    return (np.interp(came, due, edges) - begin_s) / sampling.compression
+
+
+def _gaps(window: _Window, expected: float, rng: np.random.Generator) -> Any:
+    """Where requests lie on a stretch that expects so many: the count is kept but for its fraction."""
     count = int(expected) + int(rng.random() < expected % 1.0)
     shape = window.shape if window.shape > 0.0 else 1.0
     gaps = rng.weibull(shape, count + 1) if window.pattern == "Weibull" else rng.gamma(shape, 1.0, count + 1)
     times = np.cumsum(gaps)
-    return times[:-1] * (seconds / max(times[-1], 1e-300))
+    return times[:-1] * (expected / max(times[-1], 1e-300))

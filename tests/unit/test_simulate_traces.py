@@ -40,17 +40,20 @@ def test_more_load_repeats_azures_requests_nearby(tmp_path):
     assert trace.arrive_s.max() <= 1.6
 
 
-def test_servegen_windows_keep_their_rates_and_clients_are_tenants(tmp_path):
-    trace = read(servegen(tmp_path), Sampling(seed=2))
+def test_servegen_rates_are_followed_between_the_middles_of_windows_and_clients_are_tenants(tmp_path):
+    trace = read(servegen(tmp_path, rates=((0, 2.0), (600, 4.0), (1200, 4.0), (1800, 1.0))), Sampling(seed=2))
     assert trace.tenants == 2
     assert trace.duration_s == 2400.0
-    assert trace.rate_rps(600.0)[:4].tolist() == pytest.approx([4.0, 8.0, 0.0, 4.0], abs=0.01)
+    rates = trace.rate_rps(100.0)
+    assert rates[[0, 11, 23]].tolist() == pytest.approx([4.0, 8.0, 2.0], rel=0.15)
+    assert rates[5:7].mean() == pytest.approx(6.0, rel=0.15)
 
 
 def test_compression_changes_how_fast_rates_change_and_not_the_rates(tmp_path):
-    trace = read(servegen(tmp_path), Sampling(seed=2, compression=4.0))
+    folder = servegen(tmp_path, rates=((0, 2.0), (600, 2.0), (1200, 4.0), (1800, 4.0)))
+    trace = read(folder, Sampling(seed=2, compression=4.0))
     assert trace.duration_s == 600.0
-    assert trace.rate_rps(150.0)[:4].tolist() == pytest.approx([4.0, 8.0, 0.0, 4.0], abs=0.05)
+    assert trace.rate_rps(200.0)[[0, 2]].tolist() == pytest.approx([4.0, 8.0], rel=0.15)
 
 
 def test_a_seed_gives_the_same_requests_again_and_another_one_others(tmp_path):
