@@ -33,7 +33,7 @@ class Options:
     model: Model = field(default_factory=Model)
     bounds: Bounds = field(default_factory=Bounds)
     sampling: Sampling = field(default_factory=Sampling)
-    mean_demand: float | None = None  # scale the load until so many full replicas are busy; None: as it is
+    mean_demand: float | None = None  # scale the load until so many full replicas are busy on the mean; None: as it is
 
 
 def case(options: Options, seed: int) -> Case:
@@ -47,6 +47,8 @@ def case(options: Options, seed: int) -> Case:
     sampling = replace(options.sampling, seed=seed)
     if options.mean_demand is not None:
         sampling = replace(sampling, times=_times(options))
+        slice_ = float(demand(read(options.source, sampling), options.model).mean())
+        sampling = replace(sampling, times=sampling.times * options.mean_demand / slice_)
     trace = read(options.source, sampling)
     first = float(np.max(demand(trace, options.model)[: int(_SETTLED_S / 2.0)], initial=0.0))
     ready = int(np.clip(np.ceil(first), max(options.bounds.min_replicas, 1), options.bounds.max_replicas))

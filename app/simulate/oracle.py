@@ -17,7 +17,7 @@ from app.simulate.trace import Trace
 
 INTERVAL_S = 30.0  # of the plan
 _GRID_S = 2.0  # at which demand is looked at
-_MARGINS = (0.6, 1.6)  # between which the plan's demand is scaled
+_MARGINS = (0.9, 1.4)  # between which the plan's demand is scaled
 _HALVINGS = 6
 
 
@@ -107,21 +107,20 @@ def plan(need: Any, *, start_up_s: float, interval_s: float, bounds: Bounds) -> 
 def oracle(trace: Trace, model: Model, bounds: Bounds, *, attainment: float = 0.99) -> Result:
     """The cheapest run found that knows the future and keeps the attainment.
 
-    The demand of each interval is scaled by a margin, which is halved down to the least one with which the plan,
-    run, is within the SLOs; once with the most demand of an interval, once with its mean.
+    The mean demand of each interval is scaled by a margin; bisection finds the least one with which the plan, run in
+    the simulator, keeps the attainment.
     """
     found: list[Result] = []
-    for reduce in (np.max, np.mean):
-        need = _per_interval(demand(trace, model), reduce)
-        low, high = _MARGINS
-        for _ in range(_HALVINGS):
-            margin = (low + high) / 2.0
-            result = _run_plan(trace, model, bounds, np.ceil(need * margin - 1e-9))
-            if result.attainment >= attainment:
-                high = margin
-                found.append(result)
-            else:
-                low = margin
+    need = _per_interval(demand(trace, model))
+    low, high = _MARGINS
+    for _ in range(_HALVINGS):
+        margin = (low + high) / 2.0
+        result = _run_plan(trace, model, bounds, np.ceil(need * margin - 1e-9))
+        if result.attainment >= attainment:
+            high = margin
+            found.append(result)
+        else:
+            low = margin
     if not found:
         everything = np.full(len(need), bounds.max_replicas)
         found.append(_run_plan(trace, model, bounds, everything))
@@ -134,10 +133,10 @@ def _run_plan(trace: Trace, model: Model, bounds: Bounds, need: Any) -> Result:
     return simulate(trace, model, schedule, bounds)
 
 
-def _per_interval(grid: Any, reduce: Any) -> Any:
+def _per_interval(grid: Any) -> Any:
     per = int(INTERVAL_S / _GRID_S)
-    padded = np.concatenate([grid, np.zeros(-len(grid) % per)])
-    return reduce(padded.reshape(-1, per), axis=1)
+    padded = np.concatenate([grid, np.full(-len(grid) % per, grid[-1])])
+    return padded.reshape(-1, per).mean(axis=1)
 
 
 def _width(trace: Trace, model: Model) -> float:
