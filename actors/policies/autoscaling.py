@@ -1,16 +1,17 @@
 """How many replicas the load needs: Little's law on what waits and runs, in seconds of work.
 
-Pure: `decide` maps a snapshot of the load and the memory of earlier decisions to a replica count.
-`app.scaling` calls it in the Serve controller, simulations call it with their own clock. Measuring the load
+Pure. `decide` maps a snapshot of the load and the memory of earlier decisions to a replica count.
+`app.scaling` calls it in the Serve controller, `app.simulate` with its own clock. Measuring the load
 (`actors.policies.load`), starting replicas and draining them is left to others.
 
 The law, every term in replicas:
 
     demand   L_run / c* + W_queue / max(T, slack, T_w)   what runs, and what waits spread over the time it has
     little   demand + g * max(0, d demand / dt) * T_w    smoothed over `smoothing_s`
-    flow     arrival rate * work per request             what keeps arriving, on full replicas
+    flow     arrival rate * work per request             what keeps arriving, on full replicas; smoothed
+    spare    h * usual growth                            what demand usually grows by while a replica starts
     busy     running / c*                                never below what runs now
-    up       the largest of them, rounded up, at once
+    up       max(max(little, flow) + spare, busy), rounded up, at once
     down     the largest `up` of the last max(hold, 3 * T_w) seconds
     zero     nothing waited or ran for `to_zero_s`; anything that waits makes it one, at once
 
@@ -19,6 +20,10 @@ request stays on it, L_run the running requests in requests of mean work, T_w th
 long as T is the longest, demand is Little's law itself: (L_run + L_queue) / c*. With a slow start it asks for
 less: slots turn over while a replica starts, so one for everybody who waits would be too many. From zero and
 in panic (the oldest wait has used half of the slack) demand is not smoothed.
+
+The usual growth (`actors.policies.growth`) is learnt from the load itself. h is a slow integral over the SLO's
+burn: it rises while more requests are late than `slo_target` allows and falls while fewer are. g is 0 unless set:
+at equal attainment, a projected slope cost more than the usual growth on every trace that was tried.
 """
 
 from __future__ import annotations
@@ -26,17 +31,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from actors.policies.growth import Growth
 from actors.policies.load import LEAST_WORK_S, LoadSnapshot
 
 _TOLERANCE = 0.02  # of a replica: noise a hair above n does not start a machine
-_FLOW = 3.0
-_PER_HORIZON = 8.0
-_LEAST_SAMPLE_S = 5.0
-_SAMPLES = 240
-_LEAST_SAMPLES = 40
-_SHARE = 0.9
-_HEADROOM_S = 7200.0
-_HEADROOM = (0.0, 4.0)
+_FLOW_SMOOTHING = 3.0  # arrivals are counted, so noisier than what runs: smoothed over so many `smoothing_s`
+_FIRST_HEADROOM = 0.5  # h, before anything is known
+_HEADROOM = (0.25, 2.0)  # its bounds
+_HEADROOM_S = 7200.0  # in which it falls by 1 while nobody is late
+_MOST_BURN = 5.0  # times the budget: a burst that nothing could have met must not buy replicas for hours
 _HOLD_START_UPS = 3.0  # giving up a replica sooner than it takes to get it back thrice is flapping
 
 
@@ -48,7 +51,7 @@ class ScalingConfig:
     max_replicas: int = 1
     slack_s: float = 2.0  # wait that the TTFT SLO leaves: SLO less the time to the first token when idle
     smoothing_s: float = 5.0  # time constant of the moving average of the demand
-    trend_gain: float = 0.5  # g: share of the forecast growth that is provided for
+    trend_gain: float = 0.0  # g: share of the projected slope that is provided for
     hold_s: float = 180.0  # replicas are given up when they were not needed for so long
     to_zero_s: float = 300.0  # the last one, when nothing came for so long
     expected_start_up_s: float = 10.0  # until a start-up was measured
@@ -89,31 +92,6 @@ class Needs:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Growth:
-    """How much the demand usually grows while a replica starts."""
-
-    levels: tuple[tuple[float, float], ...] = ()  # (when, level) of the last start-up time
-    samples: tuple[float, ...] = ()  # growth over it
-
-    def after(self, level: float, now: float, horizon_s: float) -> Growth:
-        every_s = max(horizon_s / _PER_HORIZON, _LEAST_SAMPLE_S)
-        if self.levels and 0.0 <= now - self.levels[-1][0] < every_s:
-            return self
-        levels = (*(p for p in self.levels if p[0] <= now), (now, level))
-        if now - levels[0][0] < horizon_s or len(levels) < 2:
-            return Growth(levels=levels, samples=self.samples)
-        while len(levels) > 2 and now - levels[1][0] >= horizon_s:
-            levels = levels[1:]
-        samples = (*self.samples, level - levels[0][1])[-_SAMPLES:]
-        return Growth(levels=levels, samples=samples)
-
-    def usual(self) -> float:
-        if len(self.samples) < _LEAST_SAMPLES:
-            return 0.0
-        return max(sorted(self.samples)[int(_SHARE * len(self.samples))], 0.0)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ScalingState:
     """What a decision remembers for the next one. Make the first with `start`."""
 
@@ -125,8 +103,8 @@ class ScalingState:
     peaks: tuple[tuple[float, int], ...] = ()  # (when last, `up`): falling, the first is the held one
     needs: Needs = Needs()
     flow: float | None = None  # moving average of the flow, replicas
-    growth: Growth = Growth()
-    headroom: float = 1.0  # h
+    growth: Growth = Growth()  # of the level, while a replica starts
+    headroom: float = _FIRST_HEADROOM  # h
 
     @classmethod
     def start(cls, replicas: int, now: float) -> ScalingState:
@@ -158,12 +136,7 @@ def decide(
     level, trend = _smoothed(state, demand, config, start_up_s, now)
     urgent = state.replicas == 0 or snapshot.oldest_age_s > config.slack_s / 2.0
     elapsed_s = max(now - state.decided_at, 0.0)
-    arriving = snapshot.arrival_rate_rps * snapshot.work_per_request_s
-    flow = (
-        arriving
-        if state.flow is None
-        else _toward(state.flow, arriving, elapsed_s / (_FLOW * config.smoothing_s))
-    )
+    flow = _smoothed_flow(state, snapshot, config, elapsed_s)
     growth = state.growth.after(level, now, max(start_up_s - config.slack_s, 0.0))
     headroom = _headroom(state.headroom, snapshot, config, elapsed_s)
     needs = Needs(
@@ -194,16 +167,24 @@ def decide(
     )
 
 
-def _toward(old: float, new: float, steps: float) -> float:
-    """A moving average after so many time constants."""
-    return old + (new - old) * -math.expm1(-steps)
+def _smoothed_flow(
+    state: ScalingState, snapshot: LoadSnapshot, config: ScalingConfig, elapsed_s: float
+) -> float:
+    """Replicas that the arrivals fill, as a moving average."""
+    arriving = snapshot.arrival_rate_rps * snapshot.work_per_request_s
+    if state.flow is None:
+        return arriving
+    weight = -math.expm1(-elapsed_s / (_FLOW_SMOOTHING * config.smoothing_s))
+    return state.flow + (arriving - state.flow) * weight
 
 
 def _headroom(h: float, snapshot: LoadSnapshot, config: ScalingConfig, elapsed_s: float) -> float:
+    """h after so long: up with more late requests than the SLO allows, down with fewer."""
     if not snapshot.has_work():
         return h
-    burn = snapshot.late_share / (1.0 - config.slo_target)
-    return min(max(h + (burn - 1.0) * elapsed_s / _HEADROOM_S, _HEADROOM[0]), _HEADROOM[1])
+    burn = min(snapshot.late_share / (1.0 - config.slo_target), _MOST_BURN)
+    low, high = _HEADROOM
+    return min(max(h + (burn - 1.0) * elapsed_s / _HEADROOM_S, low), high)
 
 
 def _demand(snapshot: LoadSnapshot, *, horizon_s: float) -> tuple[float, float]:

@@ -33,7 +33,9 @@ class Options:
     model: Model = field(default_factory=Model)
     bounds: Bounds = field(default_factory=Bounds)
     sampling: Sampling = field(default_factory=Sampling)
-    mean_demand: float | None = None  # scale the load until so many full replicas are busy on the mean; None: as it is
+    mean_demand: float | None = (
+        None  # scale the load until so many full replicas are busy on the mean; None: as it is
+    )
 
 
 def case(options: Options, seed: int) -> Case:

@@ -185,7 +185,12 @@ def _windows(file: Path) -> list[_Window]:
 
 
 def _arrivals(
-    windows: list[_Window], begin_s: float, end_s: float, window_s: float, sampling: Sampling, rng: np.random.Generator
+    windows: list[_Window],
+    begin_s: float,
+    end_s: float,
+    window_s: float,
+    sampling: Sampling,
+    rng: np.random.Generator,
 ) -> Any:
     """When one client's requests come: a renewal process whose rate follows the rows.
 
@@ -195,7 +200,9 @@ def _arrivals(
     edges = np.arange(begin_s, end_s + _FINE_S, _FINE_S).clip(max=end_s)
     middles = np.array([w.at_s + window_s / 2.0 for w in windows])
     rate = np.interp(edges, middles, [w.rate_rps for w in windows]) * sampling.times / sampling.compression
-    due = np.concatenate([[0.0], np.cumsum((rate[1:] + rate[:-1]) / 2.0 * np.diff(edges))])  # expected until then
+    due = np.concatenate(
+        [[0.0], np.cumsum((rate[1:] + rate[:-1]) / 2.0 * np.diff(edges))]
+    )  # expected until then
     found = []
     for window in windows:
         first, last = np.interp([window.at_s, window.at_s + window_s], edges, due)

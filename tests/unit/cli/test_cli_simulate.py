@@ -25,7 +25,9 @@ def run(*arguments: str):
 
 
 def test_the_table_has_a_row_for_the_oracle_and_one_per_policy(trace):
-    result = run(trace, "--mean-demand", "2", "--policy", "shoal", "--policy", "knative", "--warm-up", "60", "--json")
+    result = run(
+        trace, "--mean-demand", "2", "--policy", "shoal", "--policy", "knative", "--warm-up", "60", "--json"
+    )
     assert result.exit_code == 0, result.output
     lines = json.loads(result.stdout)
     assert [line["policy"] for line in lines] == ["oracle", "shoal", "knative"]
@@ -41,7 +43,9 @@ def test_static_is_the_least_pool_that_keeps_the_attainment(trace):
 
 def test_plots_are_written_where_they_are_asked_for(trace, tmp_path):
     pytest.importorskip("matplotlib")
-    result = run(trace, "--mean-demand", "2", "--policy", "knative", "--warm-up", "60", "--plots", str(tmp_path / "p"))
+    result = run(
+        trace, "--mean-demand", "2", "--policy", "knative", "--warm-up", "60", "--plots", str(tmp_path / "p")
+    )
     assert result.exit_code == 0, result.output
     for name in ("replicas.svg", "attainment.svg"):
         assert (tmp_path / "p" / name).read_text().startswith("<?xml")
