@@ -38,7 +38,7 @@ def simulate(
     mean_demand: Annotated[
         float, typer.Option(min=0, help="Scale the load to so many busy replicas; 0: as it is.")
     ] = 11.0,
-    duration: Annotated[float, typer.Option(min=60, help="Seconds of the (compressed) trace.")] = 7200.0,
+    duration: Annotated[float, typer.Option(min=60, help="Seconds of the (compressed) trace.")] = 3600.0,
     warm_up: Annotated[float, typer.Option(min=0, help="Seconds before anything counts.")] = 600.0,
     prompt_tokens: Annotated[float, typer.Option(min=1, help="Mean prompt where a trace has none.")] = 2000.0,
     output_tokens: Annotated[float, typer.Option(min=1, help="Mean answer where a trace has none.")] = 500.0,

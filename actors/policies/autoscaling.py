@@ -9,7 +9,7 @@ The law, every term in replicas:
     demand   L_run / c* + W_queue / max(T, slack, T_w)   what runs, and what waits spread over the time it has
     little   demand + g * max(0, d demand / dt) * T_w    smoothed over `smoothing_s`
     flow     arrival rate * work per request             what keeps arriving, on full replicas; smoothed
-    spare    h * usual growth                            what demand usually grows by while a replica starts
+    spare    h * usual growth, a quarter at most         what demand usually grows by while a replica starts
     busy     running / c*                                never below what runs now
     up       max(max(little, flow) + spare, busy), rounded up, at once
     down     the largest `up` of the last max(hold, 3 * T_w) seconds
@@ -19,7 +19,7 @@ c* is the number of sequences that one replica runs at its knee, T = c* * work p
 request stays on it, L_run the running requests in requests of mean work, T_w the measured start-up time. As
 long as T is the longest, demand is Little's law itself: (L_run + L_queue) / c*. With a slow start it asks for
 less: slots turn over while a replica starts, so one for everybody who waits would be too many. From zero and
-in panic (the oldest wait has used half of the slack) demand is not smoothed.
+in panic (the oldest wait has used half of the slack) nothing is smoothed, and nothing is spared on top.
 
 The usual growth (`actors.policies.growth`) is learnt from the load itself. h is a slow integral over the SLO's
 burn: it rises while more requests are late than `slo_target` allows and falls while fewer are. g is 0 unless set:
@@ -39,6 +39,7 @@ _FLOW_SMOOTHING = 3.0  # arrivals are counted, so noisier than what runs: smooth
 _FIRST_HEADROOM = 0.5  # h, before anything is known
 _HEADROOM = (0.25, 2.0)  # its bounds
 _HEADROOM_S = 7200.0  # in which it falls by 1 while nobody is late
+_MOST_SPARE = 0.25  # of the demand
 _MOST_BURN = 5.0  # times the budget: a burst that nothing could have met must not buy replicas for hours
 _HOLD_START_UPS = 3.0  # giving up a replica sooner than it takes to get it back thrice is flapping
 
@@ -137,14 +138,12 @@ def decide(
     urgent = state.replicas == 0 or snapshot.oldest_age_s > config.slack_s / 2.0
     elapsed_s = max(now - state.decided_at, 0.0)
     flow = _smoothed_flow(state, snapshot, config, elapsed_s)
-    growth = state.growth.after(level, now, max(start_up_s - config.slack_s, 0.0))
+    growth = state.growth.after(level, now, start_up_s - config.slack_s - config.smoothing_s)
     headroom = _headroom(state.headroom, snapshot, config, elapsed_s)
-    needs = Needs(
-        little=(max(level, demand) if urgent else level) + config.trend_gain * max(trend, 0.0) * start_up_s,
-        flow=flow,
-        busy=busy,
-        spare=headroom * growth.usual(),
-    )
+    little = (max(level, demand) if urgent else level) + config.trend_gain * max(trend, 0.0) * start_up_s
+    spare = 0.0 if urgent else min(headroom * growth.usual(), _MOST_SPARE * max(little, flow))
+    arriving = max(flow, _arriving(snapshot)) if urgent else flow
+    needs = Needs(little=little, flow=arriving, busy=busy, spare=spare)
     up = min(max(needs.replicas(config.max_replicas), int(snapshot.has_work())), config.max_replicas)
     if state.replicas == 0 and not snapshot.has_work():
         up = 0  # averages that still remember the last load start nothing
@@ -171,11 +170,15 @@ def _smoothed_flow(
     state: ScalingState, snapshot: LoadSnapshot, config: ScalingConfig, elapsed_s: float
 ) -> float:
     """Replicas that the arrivals fill, as a moving average."""
-    arriving = snapshot.arrival_rate_rps * snapshot.work_per_request_s
     if state.flow is None:
-        return arriving
+        return _arriving(snapshot)
     weight = -math.expm1(-elapsed_s / (_FLOW_SMOOTHING * config.smoothing_s))
-    return state.flow + (arriving - state.flow) * weight
+    return state.flow + (_arriving(snapshot) - state.flow) * weight
+
+
+def _arriving(snapshot: LoadSnapshot) -> float:
+    """Replicas that the arrivals of the last seconds fill."""
+    return snapshot.arrival_rate_rps * snapshot.work_per_request_s
 
 
 def _headroom(h: float, snapshot: LoadSnapshot, config: ScalingConfig, elapsed_s: float) -> float:

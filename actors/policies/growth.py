@@ -12,7 +12,7 @@ from dataclasses import dataclass
 _PER_HORIZON = 8.0  # samples in a start-up time
 _LEAST_SAMPLE_S = 5.0  # apart
 _SAMPLES = 240  # that are remembered: half an hour of a start-up time of a minute
-_LEAST_SAMPLES = 40  # fewer say nothing
+_LEAST_SAMPLES = 28  # fewer say nothing
 _SHARE = 0.9  # of the samples, those that the usual growth is not below
 
 
@@ -29,8 +29,10 @@ class Growth:
         Args:
             level: now.
             now: seconds; a step back begins anew with what has not been undone.
-            horizon_s: over which growth is taken: the start-up time, less what may wait.
+            horizon_s: over which growth is taken: the start-up time, less what may wait; none: nothing is learnt.
         """
+        if horizon_s <= 0.0:
+            return self
         every_s = max(horizon_s / _PER_HORIZON, _LEAST_SAMPLE_S)
         if self.levels and 0.0 <= now - self.levels[-1][0] < every_s:
             return self

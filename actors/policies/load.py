@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 LEAST_WORK_S = 1e-6  # a mean below is no measurement
+_LEAST_WEIGHT = 1e-12  # below, products lose their digits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +90,6 @@ def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
     """Weighted mean of what was measured (zero: it was not); the plain mean while all weights are zero."""
     known = [(v, w) for v, w in zip(values, weights or [0.0] * len(values), strict=True) if v > 0.0]
     total = math.fsum(w for _, w in known)
-    if total > 0.0:
+    if total > _LEAST_WEIGHT:
         return math.fsum(v * w for v, w in known) / total
     return math.fsum(v for v, _ in known) / max(len(known), 1)

@@ -18,7 +18,7 @@ from app.simulate.trace import Trace
 INTERVAL_S = 30.0  # of the plan
 _GRID_S = 2.0  # at which demand is looked at
 _MARGINS = (0.9, 1.4)  # between which the plan's demand is scaled
-_HALVINGS = 6
+_HALVINGS = 5
 
 
 def work_s(trace: Trace, model: Model) -> Any:
