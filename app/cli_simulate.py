@@ -14,7 +14,7 @@ from app.cli_output import print_json, say, stdout
 _OURS = "shoal"
 
 
-def simulate(
+def simulate(  # noqa: PLR0913  a command has as many options as it has
     *,
     trace: Annotated[
         str, typer.Argument(help="llmd, a CSV file of Azure's format, or a folder of ServeGen's *-trace.csv.")
@@ -92,10 +92,11 @@ def _changed(options: Any, model: dict[str, Any], bounds: dict[str, int]) -> Any
     return replace(options, model=options.model._replace(**model), bounds=replace(options.bounds, **bounds))
 
 
-def _run(
+def _run(  # noqa: PLR0913  what the command was given
     options: Any, policies: Sequence[str], seeds: int, attainment: float, plots: Path | None, *, as_json: bool
 ) -> None:
-    from app.simulate import compare, plots as drawing, table
+    from app.simulate import compare, table
+    from app.simulate import plots as drawing
     from app.simulate.choices import FAMILIES, family
 
     names = list(FAMILIES) if "all" in policies else list(dict.fromkeys(policies))

@@ -29,7 +29,7 @@ at equal attainment, a projected slope cost more than the usual growth on every 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from actors.policies.growth import Growth
 from actors.policies.load import LEAST_WORK_S, LoadSnapshot
@@ -104,7 +104,7 @@ class ScalingState:
     peaks: tuple[tuple[float, int], ...] = ()  # (when last, `up`): falling, the first is the held one
     needs: Needs = Needs()
     flow: float | None = None  # moving average of the flow, replicas
-    growth: Growth = Growth()  # of the level, while a replica starts
+    growth: Growth = field(default_factory=Growth)  # of the level, while a replica starts
     headroom: float = _FIRST_HEADROOM  # h
 
     @classmethod
@@ -182,7 +182,7 @@ def _arriving(snapshot: LoadSnapshot) -> float:
 
 
 def _headroom(h: float, snapshot: LoadSnapshot, config: ScalingConfig, elapsed_s: float) -> float:
-    """h after so long: up with more late requests than the SLO allows, down with fewer."""
+    """The next h: up with more late requests than the SLO allows, down with fewer."""
     if not snapshot.has_work():
         return h
     burn = min(snapshot.late_share / (1.0 - config.slo_target), _MOST_BURN)

@@ -49,15 +49,7 @@ class Pool:
     def __init__(self, trace: Trace, model: Model, *, max_replicas: int, first_replicas: int) -> None:
         self.model = model
         self.now = 0.0
-        self.t = tables(
-            trace.arrive_s,
-            trace.prompt_tokens,
-            trace.output_tokens,
-            trace.tenant,
-            tenants=trace.tenants,
-            replicas=2 * max_replicas + _SPARE_REPLICAS,
-            model=model,
-        )
+        self.t = tables(trace, replicas=2 * max_replicas + _SPARE_REPLICAS, model=model)
         self.t.state[:first_replicas] = READY
         self.t.counts[TARGET] = self.t.counts[LIVE] = first_replicas
         self._burn = Burn()

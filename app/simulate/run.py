@@ -71,10 +71,21 @@ def simulate(trace: Trace, model: Model, policy: Policy, bounds: Bounds) -> Resu
         rows.append((now, wanted, pool.ready, pool.live, pool.queued, pool.running))
     spent = spent + pool.t.sums[[LIVE_S, TARGET_S]]
     pool.advance(now + model.timeout_s * 10.0)
-    return _result(policy.name, pool, np.array(rows), spent, now - bounds.warm_up_s, bounds)
+    took = _Took(series=np.array(rows), spent_s=spent, seconds=now - bounds.warm_up_s)
+    return _result(policy.name, pool, took, bounds)
 
 
-def _result(name: str, pool: Pool, series: Any, spent: Any, seconds: float, bounds: Bounds) -> Result:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Took:
+    """What a run used."""
+
+    series: Any
+    spent_s: Any  # replica-seconds: those that cost, and those that were wanted
+    seconds: float  # that counted
+
+
+def _result(name: str, pool: Pool, took: _Took, bounds: Bounds) -> Result:
+    series, spent, seconds = took.series, took.spent_s, took.seconds
     t, m = pool.t, pool.model
     counted = t.arrive >= bounds.warm_up_s
     ttft = (t.first - t.arrive)[counted]

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from app.simulate.trace import Trace
+
 OFF, STARTING, READY, DRAINING = 0, 1, 2, 3  # states of a replica
 
 # Columns of `counts`
@@ -71,26 +73,21 @@ class Tables(NamedTuple):
     sums: Any
 
 
-def tables(
-    arrive: Any, prompt: Any, output: Any, tenant: Any, *, tenants: int, replicas: int, model: Model
-) -> Tables:
+def tables(trace: Trace, *, replicas: int, model: Model) -> Tables:
     """Empty tables for a trace.
 
     Args:
-        arrive: seconds, in order.
-        prompt: tokens.
-        output: tokens, at least one.
-        tenant: number of each request's tenant, below `tenants`.
-        tenants: how many there are.
+        trace: what arrives.
         replicas: most that exist at once, draining ones included.
         model: of a replica.
     """
-    n, width = len(arrive), model.max_sequences + model.look_ahead + 1
+    n, tenants = len(trace), trace.tenants
+    width = model.max_sequences + model.look_ahead + 1
     return Tables(
-        arrive=np.ascontiguousarray(arrive, np.float64),
-        prompt=np.ascontiguousarray(prompt, np.int64),
-        output=np.ascontiguousarray(output, np.int64),
-        tenant=np.ascontiguousarray(tenant, np.int64),
+        arrive=np.ascontiguousarray(trace.arrive_s, np.float64),
+        prompt=np.ascontiguousarray(trace.prompt_tokens, np.int64),
+        output=np.ascontiguousarray(trace.output_tokens, np.int64),
+        tenant=np.ascontiguousarray(trace.tenant, np.int64),
         granted=np.full(n, np.nan),
         first=np.full(n, np.nan),
         done=np.full(n, np.nan),

@@ -144,7 +144,8 @@ def servegen(folder: Path, sampling: Sampling) -> Trace:
     whole_s = max(windows[-1].at_s for windows in clients) + window_s
     taken_s = min((sampling.duration_s or np.inf) * sampling.compression, whole_s)
     begin_s = float(rng.uniform(0.0, whole_s - taken_s))
-    arrive = [_arrivals(c, begin_s, begin_s + taken_s, window_s, sampling, rng) for c in clients]
+    part = _Part(begin_s=begin_s, end_s=begin_s + taken_s, window_s=window_s, sampling=sampling)
+    arrive = [_arrivals(client, part, rng) for client in clients]
     times_s = np.concatenate(arrive)
     order = np.argsort(times_s, kind="stable")
     prompt, output = sampling.lengths.draw(len(order), rng)
@@ -184,20 +185,24 @@ def _windows(file: Path) -> list[_Window]:
     return found
 
 
-def _arrivals(
-    windows: list[_Window],
-    begin_s: float,
-    end_s: float,
-    window_s: float,
-    sampling: Sampling,
-    rng: np.random.Generator,
-) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Which part of a trace is taken, and how."""
+
+    begin_s: float
+    end_s: float
+    window_s: float
+    sampling: Sampling
+
+
+def _arrivals(windows: list[_Window], part: _Part, rng: np.random.Generator) -> Any:
     """When one client's requests come: a renewal process whose rate follows the rows.
 
     Between the middles of two windows the rate is a straight line. Gaps have the shape of their window's row and
     are counted in expected requests (time change), so that a changing or scaled rate keeps it.
     """
-    edges = np.arange(begin_s, end_s + _FINE_S, _FINE_S).clip(max=end_s)
+    sampling, window_s = part.sampling, part.window_s
+    edges = np.arange(part.begin_s, part.end_s + _FINE_S, _FINE_S).clip(max=part.end_s)
     middles = np.array([w.at_s + window_s / 2.0 for w in windows])
     rate = np.interp(edges, middles, [w.rate_rps for w in windows]) * sampling.times / sampling.compression
     due = np.concatenate(
@@ -209,7 +214,7 @@ def _arrivals(
         if last > first:
             found.append(first + _gaps(window, last - first, rng))
     came = np.concatenate(found) if found else np.zeros(0)
-    return (np.interp(came, due, edges) - begin_s) / sampling.compression
+    return (np.interp(came, due, edges) - part.begin_s) / sampling.compression
 
 
 def _gaps(window: _Window, expected: float, rng: np.random.Generator) -> Any:
