@@ -61,6 +61,10 @@ class BatchingQueueConfig(BaseModel):
     expected_start_up_s: float = Field(
         default=10.0, gt=0, description="Start-up time of a replica until one was measured."
     )
+    ttft_slo_s: float = Field(
+        default=2.0, gt=0, description="SLO: a request that waits longer is late; more replicas follow."
+    )
+    tpot_slo_s: float = Field(default=0.2, gt=0, description="SLO: seconds per token of an answer.")
     preempt_batch: bool = Field(
         default=True, description="Running batch requests make room for higher classes and go on later."
     )
@@ -154,19 +158,22 @@ class BatchingQueue:
         now = time.monotonic()
         dispatcher, pool = self._dispatcher, self._dispatcher.pool
         self._forget_arrivals(now)
-        per_replica = max(pool.slots_per_replica, 1)
+        slots, record = pool.slots_per_replica, dispatcher.record
+        per_replica = max(record.concurrency(max_sequences=slots, kv_tokens=pool.kv_tokens_per_replica), 1.0)
         running, ahead = pool.running_sequences(), pool.waiting_ahead_sequences()
-        mean_s = dispatcher.estimator.mean_service_s if dispatcher.estimator.observed else 0.0
+        full = record.pace.when_full()  # work is counted at the pace of a full replica
+        mean_s = full * dispatcher.estimator.mean_service_s if dispatcher.estimator.observed else 0.0
         return LoadSnapshot(
             queued=len(dispatcher.line) + ahead,
             running=running,
-            queued_work_s=(dispatcher.line.work_s() + ahead * mean_s) / per_replica,
+            queued_work_s=(full * dispatcher.line.work_s() + ahead * mean_s) / per_replica,
             running_work_s=running * mean_s / per_replica,
             arrival_rate_rps=len(self._arrivals) / _RATE_WINDOW_S,
             work_per_request_s=mean_s / per_replica,
             oldest_age_s=max(dispatcher.line.oldest_age_s(now, priority) for priority in PriorityClass),
-            replica_concurrency=float(pool.slots_per_replica),
+            replica_concurrency=per_replica if slots else 0.0,
             start_up_s=pool.start_up_s or 0.0,
+            late_share=record.burn.share(),
         )
 
     def conservation(self) -> dict[str, int]:

@@ -79,6 +79,8 @@ class DispatchSettings:
     )
     max_waiting: int = 100_000  # tickets; the memory bound
     expected_start_up_s: float = 10.0  # until a start-up was measured
+    ttft_slo_s: float = 2.0  # a wait that is longer is late: the autoscaler's headroom follows it
+    tpot_slo_s: float = 0.2  # seconds per token beyond which an answer is late
     preempt_batch: bool = True  # batch gives its place up when a higher class finds none
     preempt_tenants: bool = True  # a tenant over its share gives places up when another one finds none
     class_weights: Mapping[PriorityClass, float] = field(default_factory=lambda: dict(CLASS_WEIGHTS))

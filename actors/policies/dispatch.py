@@ -31,6 +31,7 @@ from actors.policies.fairness import WaitingLine
 from actors.policies.marks import Marks
 from actors.policies.placement import Placement
 from actors.policies.pool import Pool
+from actors.policies.service_record import ServiceRecord
 from actors.policies.waiting import Waiting
 from actors.types import Principal, PriorityClass, Ticket
 
@@ -53,6 +54,7 @@ class Dispatcher:
     pool: Pool = field(init=False)
     entrance: Entrance = field(init=False)
     placement: Placement = field(init=False)
+    record: ServiceRecord = field(init=False)
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     accepted: int = 0  # requests taken in, refused ones too
     waits_s: list[tuple[PriorityClass, float]] = field(default_factory=list)  # of grants, until drained
@@ -64,6 +66,7 @@ class Dispatcher:
         self.pool = Pool(self.settings)
         self.entrance = Entrance(line=self.line, pool=self.pool, rng=self.rng)
         self.placement = Placement(line=self.line, pool=self.pool)
+        self.record = ServiceRecord(self.settings.ttft_slo_s, self.settings.tpot_slo_s)
 
     @property
     def estimator(self) -> ServiceEstimator:
@@ -119,6 +122,7 @@ class Dispatcher:
         if self.line.leave(request_id) is not None or self._returning.pop(request_id, None) is not None:
             self._finish(request_id, outcome)
             return self._dispatch(now)  # it may have stood before others
+        load = self.pool.load_of(request_id)
         held = self.pool.give_back(request_id)
         if held is None:
             return []
@@ -131,6 +135,7 @@ class Dispatcher:
                 service_s=now - held.granted_at,
                 predicted_output_tokens=held.ticket.predicted_output_tokens,
             )
+            self.record.answered(held, load, now)
         return self._dispatch(now)
 
     def gateway_gone(self, gateway_id: str, now: float) -> list[Decision]:
@@ -217,8 +222,10 @@ class Dispatcher:
         while (head := self.line.head()) is not None:
             if head.deadline_at <= now:
                 self.line.leave(head.ticket.request_id)
+                self.record.missed(now)
                 self._finish(head.ticket.request_id, "expired")
             elif self._is_late(head, now):
+                self.record.missed(now)
                 decisions.append(self._give_up(head))
             elif (granted := self.placement.place(head, now)) is not None:
                 self.waits_s.append((head.ticket.principal.priority, granted.grant.waited_s))

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 
 LEAST_WORK_S = 1e-6  # a mean below is no measurement
+_LEAST_WEIGHT = 1e-12  # below, products lose their digits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +32,7 @@ class LoadSnapshot:
     oldest_age_s: float = 0.0  # longest wait of a request that still waits
     replica_concurrency: float = 0.0  # c*, sequences; 0: no replica was ever seen
     start_up_s: float = 0.0  # measured start-up time of a replica; 0: not measured yet
+    late_share: float = 0.0  # of the requests of the last minute, those that missed an SLO
 
     def __post_init__(self) -> None:
         """Refuse what is no measurement: a wrong number here would start or end real machines."""
@@ -80,6 +82,7 @@ def merge(snapshots: Sequence[LoadSnapshot], *, one_backlog: bool) -> LoadSnapsh
         oldest_age_s=max(s.oldest_age_s for s in snapshots),
         replica_concurrency=_mean([s.replica_concurrency for s in snapshots], []),
         start_up_s=max(s.start_up_s for s in snapshots),
+        late_share=max(s.late_share for s in snapshots),
     )
 
 
@@ -87,6 +90,6 @@ def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
     """Weighted mean of what was measured (zero: it was not); the plain mean while all weights are zero."""
     known = [(v, w) for v, w in zip(values, weights or [0.0] * len(values), strict=True) if v > 0.0]
     total = math.fsum(w for _, w in known)
-    if total > 0.0:
+    if total > _LEAST_WEIGHT:
         return math.fsum(v * w for v, w in known) / total
     return math.fsum(v for v, _ in known) / max(len(known), 1)

@@ -26,6 +26,7 @@ class Pool:
     replicas: dict[str, ReplicaCredit] = field(default_factory=dict)
     start_up_s: float | None = None  # the last measured one
     slots_per_replica: int = 0  # of the last replica that registered; 0: there was none
+    kv_tokens_per_replica: int = 0  # the same
     _granted_on: dict[str, str] = field(default_factory=dict)  # request id → replica id
     _banned: Marks = field(init=False)  # replica ids
     _draining: Marks = field(init=False)  # replica ids, known here or not
@@ -58,6 +59,7 @@ class Pool:
         replica.last_report_at = now
         replica.draining = self._draining.has(report.replica_id, now)
         self.start_up_s, self.slots_per_replica = report.start_up_s, report.max_sequences
+        self.kv_tokens_per_replica = report.kv_tokens
         return replica
 
     def drain(self, replica_id: str, now: float) -> None:
@@ -96,6 +98,11 @@ class Pool:
         """A ticket that holds credit."""
         replica = self.replicas.get(self._granted_on.get(request_id, ""))
         return replica.held[request_id] if replica is not None else None
+
+    def load_of(self, request_id: str) -> float:
+        """Share in use of the replica that runs a ticket; 0 for unknown ids."""
+        replica = self.replicas.get(self._granted_on.get(request_id, ""))
+        return replica.load() if replica is not None else 0.0
 
     def take(self, replica: ReplicaCredit, held: Held) -> None:
         """Give a ticket credit."""

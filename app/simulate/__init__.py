@@ -1,0 +1,1 @@
+"""`shoal simulate`: one pool of replicas in discrete events, under our scaling policy and under others."""
