@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.engines.gpu_cards import NvmlCards
-from actors.engines.gpu_share import Plan, ShareConfig, SharedCardEngine
+from actors.engines.gpu_share import SharedCardEngine
+from actors.engines.gpu_start import Plan, ShareConfig
 from actors.engines.protocol import LLMEngine
 from actors.engines.scripted import ScriptedConfig, ScriptedEngine
 from actors.engines.vllm import VllmConfig, VllmEngine

@@ -9,69 +9,23 @@ wakes with the next request; a dead engine is started again as `policies.contain
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Protocol
-
-import psutil
-from pydantic import BaseModel, ConfigDict, Field
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import replace
 
 from actors import telemetry
 from actors.engines.gpu_cards import Cards
-from actors.engines.gpu_footprints import Footprints
 from actors.engines.gpu_ledger import GpuLedger
-from actors.engines.protocol import EngineCapacity, EngineStats, LLMEngine
+from actors.engines.gpu_start import CardStart, Plan, ShareConfig, SleepingEngine
+from actors.engines.protocol import EngineCapacity, EngineStats
 from actors.errors import EngineFailed, Unavailable
 from actors.policies.containment import Quarantine, after_death
-from actors.policies.gpu_memory import MIB, Card, Footprint, Lease, budget_bytes, kv_cache_bytes, within
+from actors.policies.gpu_memory import MIB, Lease, budget_bytes
 from actors.types import GenerationRequest, ModelCard, TokenDelta
 
 _LOOK_S = 0.1  # between two looks at the ledger
 _log = telemetry.logger("gpu_share")
-
-
-class ShareConfig(BaseModel):
-    """How an engine keeps to its share of a GPU."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    folder: Path = Field(
-        default=Path("~/.shoal/gpu"), description="Of the ledger: one for all replicas of a node."
-    )
-    least_kv_bytes: int = Field(
-        default=256 * MIB, ge=MIB, description="A share that leaves less for the KV cache is refused."
-    )
-    tolerance: float = Field(
-        default=0.02, gt=0, lt=1, description="How far from its lease the engine may be when it is started."
-    )
-    start_timeout_s: float = Field(
-        default=900, gt=0, description="How long engines that start on the card are waited for."
-    )
-    wake_timeout_s: float = Field(
-        default=20, gt=0, description="How long a request waits for working neighbours to leave room."
-    )
-
-
-class SleepingEngine(LLMEngine, Protocol):
-    """An engine that can give its memory back and take it again in less than a second."""
-
-    async def sleep(self) -> None:
-        """Keep the weights in the host's memory and drop the KV cache; nothing may be running."""
-
-    async def wake(self) -> None:
-        """Take the memory again."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """How an engine is to be made."""
-
-    kv_cache_bytes: int
-    batch_share: float = 1.0  # of the sequences that it is configured for
 
 
 class SharedCardEngine:
@@ -96,15 +50,12 @@ class SharedCardEngine:
         cards: Cards,
         config: ShareConfig,
     ) -> None:
-        folder = config.folder.expanduser()
         self._owner = owner
         self._num_gpus = num_gpus
-        self._make = make
-        self._key = key
         self._cards = cards
         self._config = config
-        self._ledger = GpuLedger(folder)
-        self._footprints = Footprints(folder / "footprints")
+        self._ledger = GpuLedger(config.folder.expanduser())
+        self._starter = CardStart(make=make, key=key, cards=cards, ledger=self._ledger, config=config)
         self._engine: SleepingEngine | None = None
         self._lease: Lease | None = None
         self._running = 0
@@ -190,7 +141,7 @@ class SharedCardEngine:
             _log.error("engine_quarantined", owner=self._owner, deaths=len(self._deaths))
             return False
         await asyncio.sleep(decision.after_s)
-        await self._memory_is_free(card, before)
+        await self._starter.memory_is_free(card, before)
         await self._start(batch_share=decision.batch_share)
         _log.info("engine_recovered", owner=self._owner, batch_share=decision.batch_share)
         return True
@@ -204,71 +155,13 @@ class SharedCardEngine:
         await asyncio.to_thread(self._ledger.take, lease, card)
         self._lease = lease
         try:
-            async with self._starting(card):
-                footprint = await self._footprint(card)
-                kv_bytes = kv_cache_bytes(budget, footprint, self._config.least_kv_bytes)
-                model = await self._start_checked(
-                    card, Plan(kv_cache_bytes=kv_bytes, batch_share=batch_share), budget
-                )
+            self._engine, model = await self._starter.start(card, budget, batch_share)
         except BaseException:
             await self.stop()
             raise
         await self._say_idle()
         self._watching = asyncio.get_running_loop().create_task(self._sleep_when_asked())
         return model
-
-    @asynccontextmanager
-    async def _starting(self, card: Card) -> AsyncIterator[None]:
-        """The start lease, waited for in a thread."""
-        lease = self._ledger.starting(card, self._config.start_timeout_s)
-        await asyncio.to_thread(lease.__enter__)
-        try:
-            yield
-        finally:
-            lease.__exit__(None, None, None)
-
-    async def _footprint(self, card: Card) -> Footprint:
-        """What the engine takes beside its KV cache: known, or measured now on a start with the least cache."""
-        known = await asyncio.to_thread(self._footprints.find, self._key)
-        if known is not None:
-            return known
-        others_bytes = self._cards.used_bytes(card)
-        engine = self._make(Plan(kv_cache_bytes=self._config.least_kv_bytes))
-        try:
-            await engine.start()
-            used = self._used_bytes(card, others_bytes)
-        finally:
-            await engine.stop()
-        await self._memory_is_free(card, used)
-        footprint = Footprint(size_bytes=used - self._config.least_kv_bytes)
-        await asyncio.to_thread(self._footprints.keep, self._key, footprint)
-        _log.info("footprint_measured", owner=self._owner, mib=footprint.size_bytes // MIB)
-        return footprint
-
-    async def _start_checked(self, card: Card, plan: Plan, budget: int) -> ModelCard:
-        others_bytes = self._cards.used_bytes(card)
-        self._engine = self._make(plan)
-        model = await self._engine.start()
-        used = self._used_bytes(card, others_bytes)
-        if not within(budget, used, self._config.tolerance):
-            await asyncio.to_thread(self._footprints.forget, self._key)
-            raise EngineFailed(
-                f"the engine uses {used // MIB} MiB of the card and its lease is {budget // MIB}: "
-                "what it takes is measured again at the next start"
-            )
-        return model
-
-    def _used_bytes(self, card: Card, others_bytes: int) -> int:
-        """What this process and its children use; nobody else starts meanwhile, where the driver cannot tell."""
-        tree = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
-        used = self._cards.used_by(card, tree)
-        return used if used is not None else self._cards.used_bytes(card) - others_bytes
-
-    async def _memory_is_free(self, card: Card, freed_bytes: int) -> None:
-        """Until the driver has taken back what a process held that is gone: a start before that runs out of memory."""
-        deadline = time.monotonic() + self._config.wake_timeout_s
-        while self._cards.used_bytes(card) + freed_bytes > card.total_bytes and time.monotonic() < deadline:
-            await asyncio.sleep(_LOOK_S)
 
     # --- READY and ASLEEP -----------------------------------------------------------------------------------------
 

@@ -102,8 +102,8 @@ def kv_cache_bytes(budget: int, footprint: Footprint, least_bytes: int) -> int:
     left = budget - footprint.size_bytes
     if left < least_bytes:
         raise EngineFailed(
-            f"the model takes {footprint.size_bytes // MIB} MiB of the card and at least {least_bytes // MIB} of KV cache, "
-            f"and its share is {budget // MIB} MiB: raise num_gpus"
+            f"the model takes {footprint.size_bytes // MIB} MiB of the card and at least {least_bytes // MIB} of KV "
+            f"cache, and its share is {budget // MIB} MiB: raise num_gpus"
         )
     return left
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.engines.gpu_share import Plan
+from actors.engines.gpu_start import Plan
 from actors.engines.scripted import ScriptedConfig, ScriptedEngine
 from actors.engines.scripted_faults import FaultKind, ScriptedFault
 from actors.errors import EngineFailed

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.engines.gpu_share import Plan, ShareConfig, SharedCardEngine
+from actors.engines.gpu_share import SharedCardEngine
+from actors.engines.gpu_start import Plan, ShareConfig
 from actors.errors import EngineFailed
 from actors.policies.gpu_memory import MIB
 from tests.gpu.card_engine import CardEngine

@@ -75,17 +75,16 @@ async def test_an_engine_that_takes_more_than_its_lease_does_not_become_ready(ma
     await engine.start()
     await engine.stop()
     fat = make("a", 0.2)
-    make_engine = fat._make
+    make_engine = fat._starter._make
 
     def fatter(plan):
         engine = make_engine(plan)
         engine._parts["leak"] = 1 << 30
         return engine
 
-    fat._make = fatter
+    fat._starter._make = fatter
     with pytest.raises(EngineFailed, match="its lease is"):
         await fat.start()
-    assert fat.made[-1]._loop is not None
     assert GpuLedger(fat._config.folder).leases() == []
     await make("a", 0.2).start()  # measured again, and well
 

@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,9 +109,34 @@ class Pod:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )  # fmt: skip
+        ours = Path("/proc/self/ns/net").readlink()
+        while Path(f"/proc/{self.process.pid}/ns/net").readlink() == ours:  # it has not left us yet
+            time.sleep(0.005)
         link = f"p{self.address.rpartition('.')[2]}"
         run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(self.process.pid))
         run("ip", "link", "set", link, "master", BRIDGE, "up")
+
+    def _as_container(self) -> list[str]:
+        """The security context's user without capabilities, and the container's environment."""
+        security = {**self.spec["securityContext"], **self.container["securityContext"]}
+        user, group = str(security["runAsUser"]), str(security["runAsGroup"])
+        drop = [
+            "--reuid",
+            user,
+            "--regid",
+            group,
+            "--clear-groups",
+            "--no-new-privs",
+            "--bounding-set",
+            "-all",
+        ]
+        return [
+            "setpriv",
+            *drop,
+            "env",
+            "-i",
+            *(f"{name}={value}" for name, value in self._environment().items()),
+        ]
 
     def _environment(self) -> dict[str, str]:
         path = f"/srv/shoal/bin:{sys.prefix}/bin:/usr/local/bin:/usr/bin:/bin"
@@ -160,8 +186,7 @@ class Pod:
         Raises:
             RuntimeError: it failed; with what it said.
         """
-        environment = [f"{name}={value}" for name, value in self._environment().items()]
-        inside = ["nsenter", "-t", str(self._init()), "-a", "-r", "-w", "env", "-i", *environment, *command]
+        inside = ["nsenter", "-t", str(self._init()), "-a", "-r", "-w", *self._as_container(), *command]
         done = subprocess.run(inside, capture_output=True, text=True, timeout=timeout_s, check=False)
         if done.returncode:
             raise RuntimeError(

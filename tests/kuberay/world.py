@@ -1,8 +1,8 @@
 """A small Kubernetes for one RayService: stores, clusters, the operator's loop, and who gets traffic.
 
-Clusters are made from the rendered manifests by `operator_side`, run by `pods` and looked after by `probes`. The operator's
-loop here replaces pods that are gone, puts the Serve configuration once the head is Ready, and moves the service to a
-new cluster when all of its applications run.
+Clusters are made from the rendered manifests by `operator_side`, run by `pods` and looked after by `probes`. The
+operator's loop here replaces pods that are gone, puts the Serve configuration once the head is Ready, and moves the
+service to a new cluster when all of its applications run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -24,6 +24,7 @@ from tests.kuberay.operator_side import (
     GCS_PORT,
     RECONCILE_S,
     Dashboard,
+    Sources,
     await_port,
     head_service,
     launch,
@@ -90,7 +91,7 @@ class World:
         self.endpoints_at_switch: list[int] = []
         self._random = random.Random(0)
 
-    async def __aenter__(self) -> World:
+    async def __aenter__(self) -> Self:
         make_network()
         self._names.set("localhost.localdomain", "127.0.0.1")
         for workload in self._objects:
