@@ -32,8 +32,8 @@ from tests.kuberay.traffic import Traffic, failed
 from tests.kuberay.world import World, logs, model_of, quick, with_alias
 
 _INSIDE = "SHOAL_FAITHFUL_INSIDE"
-_RUNNING_S = 150  # for a cluster to run, on a machine that does other things
-_BACK_S = 90  # for a pod to be replaced and everything to run again
+_RUNNING_S = 240  # for a cluster to run, on a machine that does other things
+_BACK_S = 150  # for a pod to be replaced and everything to run again
 _POLL_S = 0.25
 
 
@@ -62,7 +62,9 @@ class Report:
                 await asyncio.sleep(self._watch_s / 2)
                 facts = await scene(traffic)
                 await asyncio.sleep(self._watch_s / 2)
-            self.scenes[scene.__name__.strip("_")] = facts | self._callers(traffic)
+            name = scene.__name__.strip("_")
+            self.scenes[name] = facts | self._callers(traffic)
+            print(name, json.dumps(self.scenes[name]), file=sys.stderr, flush=True)
 
     async def _config_update(self, _: Traffic) -> dict[str, Any]:
         began = time.monotonic()
