@@ -1,6 +1,6 @@
 """The manifest-faithful cluster: what the rendered manifests say, run as processes, with faults under traffic.
 
-    python -m tests.kuberay.report [--quick] [--json FILE] [--keep FOLDER]
+    python -m tests.kuberay.report [--quick] [--scenes NAMES] [--json FILE] [--keep FOLDER]
 
 Renders overlays/cpu-dev, starts each pod's exact command and environment in namespaces of its own (`pods`), deploys as
 the operator does, then: a change of the Serve configuration, a worker killed, the head killed, and a new cluster, all
@@ -20,7 +20,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from tests.kuberay.conftest import rendered
 from tests.kuberay.traffic import Traffic, failed
 from tests.kuberay.world import World, logs, model_of, quick, with_alias
 
+SCENES = ("config_update", "worker_killed", "head_killed", "upgrade")
 _INSIDE = "SHOAL_FAITHFUL_INSIDE"
 _RUNNING_S = 240  # for a cluster to run, on a machine that does other things
 _BACK_S = 150  # for a pod to be replaced and everything to run again
@@ -40,8 +41,9 @@ _POLL_S = 0.25
 class Report:
     """One run, scene by scene; `scenes` is what came out."""
 
-    def __init__(self, world: World, *, watch_s: float) -> None:
+    def __init__(self, world: World, *, watch_s: float, chosen: Sequence[str]) -> None:
         self._world = world
+        self._chosen = chosen
         self._watch_s = watch_s  # of undisturbed traffic around each fault
         self.scenes: dict[str, dict[str, Any]] = {}
         self._key = ""
@@ -57,12 +59,12 @@ class Report:
         worker = self._world.endpoint().pod
         create = 'shoal keys create --tenant t --redis-url "$SHOAL_REDIS_URL" --pepper-file /etc/shoal/pepper/pepper'
         self._key = (await asyncio.to_thread(worker.exec, "bash", "-c", create)).strip()
-        for scene in (self._config_update, self._worker_killed, self._head_killed, self._upgrade):
+        for name in self._chosen:
+            scene = getattr(self, f"_{name}")
             async with Traffic(self._world, self._key, self._model()) as traffic:
                 await asyncio.sleep(self._watch_s / 2)
                 facts = await scene(traffic)
                 await asyncio.sleep(self._watch_s / 2)
-            name = scene.__name__.strip("_")
             self.scenes[name] = facts | self._callers(traffic)
             print(name, json.dumps(self.scenes[name]), file=sys.stderr, flush=True)
 
@@ -165,7 +167,7 @@ async def inside(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     objects = list(yaml.safe_load_all(rendered("overlays/cpu-dev")))
     world = World(folder, objects, quick(objects))
     async with world:
-        report = Report(world, watch_s=4 if options.quick else 30)
+        report = Report(world, watch_s=4 if options.quick else 30, chosen=options.scenes.split(","))
         began = time.monotonic()
         try:
             await report.run()
@@ -185,9 +187,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="shorter watches, as CI runs it")
+    parser.add_argument("--scenes", default=",".join(SCENES), help="some of them, with commas")
     parser.add_argument("--json", type=Path, help="write the result there")
     parser.add_argument("--keep", type=Path, help="a new folder for the pods' logs and volumes, kept")
     options = parser.parse_args()
+    if unknown := set(options.scenes.split(",")) - set(SCENES):
+        parser.error(f"no such scenes: {', '.join(sorted(unknown))}; there are {', '.join(SCENES)}")
     if os.environ.get(_INSIDE) != "1":
         namespaces = ["--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
         again = [sys.executable, "-m", "tests.kuberay.report", *sys.argv[1:]]
