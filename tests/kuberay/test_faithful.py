@@ -44,7 +44,9 @@ def test_a_killed_worker_costs_only_what_went_through_it(report):
 
 
 def test_a_killed_head_fails_nobody_and_remembers_everything(report):
-    assert report["head_killed"]["failed"] == 0, report["head_killed"]["examples"]
+    scene = report["head_killed"]
+    assert scene["failed"] == 0, scene["examples"]
+    assert scene["replaced"] == []
 
 
 def test_an_upgrade_fails_nobody_and_has_no_moment_without_an_endpoint(report):
