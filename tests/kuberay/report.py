@@ -7,8 +7,9 @@ the operator does, then: a change of the Serve configuration, a worker killed, t
 under traffic. Needs root (namespaces) and ends with status 1 when something did not hold. It starts itself again in
 new namespaces, so that nothing of it is left behind. `--quick` is what CI runs: shorter watches, the same faults.
 
-Differences from a cluster: those of `pods`, the engines of `world.quick`, and the old cluster of an upgrade stays until
-the end (there, `rayClusterDeletionDelaySeconds`).
+Differences from a cluster: those of `pods`, the engines of `world.quick`, a new head gets the address of the former one
+(there, its service has one), and the old cluster of an upgrade stays until the end (there,
+`rayClusterDeletionDelaySeconds`).
 """
 
 from __future__ import annotations

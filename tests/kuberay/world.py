@@ -58,6 +58,7 @@ class Cluster:
     rayservice: Object
     config: Object  # its Serve configuration
     pods: dict[str, Probed] = field(default_factory=dict)  # "head", "cpu-0", ...
+    head_address: str = ""  # of its service
     head_put: Object | None = None  # the configuration that its Serve has
 
     @property
@@ -234,6 +235,9 @@ class World:
             Sources(config_maps=self._config_maps, secrets=SECRETS),
         )
         pod = self._pod(name, group["template"]["spec"], how.command, how.env)
+        if key == "head":
+            # The operator's ENABLE_RAY_HEAD_CLUSTER_IP_SERVICE: a service address that outlives the pod.
+            pod.address = cluster.head_address = cluster.head_address or pod.address
         pod.start()
         if key == "head":
             self._names.set(head_service(cluster.name), pod.address)
