@@ -139,7 +139,7 @@ def same_port_twice(rayservice: Object) -> None:
     ports.append({**ports[0], "protocol": "TCP"})  # equal only once the default protocol is filled in
 
 
-@pytest.mark.parametrize("kustomization", ["base"], indirect=True)
+@pytest.mark.parametrize("kustomization", ["overlays/gpu"], indirect=True)
 @pytest.mark.parametrize(
     ("spoil", "where"),
     [
@@ -200,7 +200,7 @@ def test_the_pods_are_valid(pods):
         validate_builtin(pod)
 
 
-@pytest.mark.parametrize("kustomization", ["base"], indirect=True)
+@pytest.mark.parametrize("kustomization", ["overlays/gpu"], indirect=True)
 def test_a_misspelt_field_of_a_builtin_object_is_refused(objects):
     (policy, *_) = [o for o in objects if o["kind"] == "NetworkPolicy"]
     policy["spec"]["podSelektor"] = policy["spec"].pop("podSelector")
