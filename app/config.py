@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.batching_queue import BatchingQueueConfig
 from actors.embedder import EmbedderConfig
+from actors.engines.choice import EngineChoice
 from actors.gateway_config import GatewayConfig
 from actors.job_runner import JobRunnerConfig
-from actors.llm_replica import EngineChoice
 from actors.local_services import ChromaServerConfig, ValkeyServerConfig
 from actors.ready_gate import ReadyGateConfig
 from actors.retriever import RetrieverConfig

@@ -7,11 +7,12 @@ import msgspec
 import pytest
 
 from actors import llm_replica
+from actors.engines.choice import EngineChoice
 from actors.engines.gpu_share import SharedCardEngine
 from actors.engines.protocol import EngineCapacity, EngineStats
 from actors.errors import EngineFailed, Unavailable, from_wire
 from actors.handles import frames
-from actors.llm_replica import EngineChoice, LLMReplica
+from actors.llm_replica import LLMReplica
 from actors.types import GenerationRequest, ModelCard, TokenDelta, Usage
 from tests.unit.fake_serve import settle
 
@@ -300,7 +301,7 @@ async def test_an_engine_on_a_share_comes_back_in_place_and_gets_no_work_meanwhi
     assert not await reports_come(sharing)
     await shared.recoveries.put(EngineFailed("the memory is not free yet"))
     assert not await reports_come(sharing)
-    await shared.recoveries.put(True)
+    await shared.recoveries.put(True)  # noqa: FBT003  what `recover` says
     assert await reports_come(sharing)
     await die(sharing, shared)  # and again
     assert not await reports_come(sharing)
@@ -308,6 +309,6 @@ async def test_an_engine_on_a_share_comes_back_in_place_and_gets_no_work_meanwhi
 
 async def test_a_quarantined_engine_stays_down_and_is_not_replaced(sharing, shared):
     await die(sharing, shared)
-    await shared.recoveries.put(False)
+    await shared.recoveries.put(False)  # noqa: FBT003  as above
     assert not await reports_come(sharing)
     await sharing.check_health()
