@@ -23,8 +23,7 @@ from typing import Any
 import httpx
 import ray
 import yaml
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
-from ray.cluster_utils import AutoscalingCluster
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 
 from tests.chaos.load import OpenLoop
 from tests.chaos.outcomes import Outcome
@@ -36,6 +35,10 @@ MOST = 8  # replicas: two cards of four
 _DASHBOARD = "http://127.0.0.1:8265/api/serve/applications/"
 _TOKEN = "0123456789abcdef" * 4
 _TIMEOUT_S = 150
+# What a cluster launcher would run; the autoscaler wants to see them.
+_COMMANDS = (
+    "setup_", "head_setup_", "worker_setup_", "initialization_", "head_start_ray_", "worker_start_ray_",
+)  # fmt: skip
 
 
 class Nodes:
@@ -71,15 +74,40 @@ def serve_config(data_dir: str) -> dict[str, Any]:
     return config
 
 
-def start_head(folder: Path) -> subprocess.Popen:
-    """The head, with Ray's autoscaler on the fake provider (its own `start` ends every Ray on the machine)."""
+def autoscaling_config() -> dict[str, Any]:
+    """What `ray up` would hand the head: one more node with a GPU at most."""
     node = {"CPU": 8, "GPU": 1, "object_store_memory": 10**8}
-    kinds = {"gpu": {"resources": node, "node_config": {}, "min_workers": 0, "max_workers": 1}}
-    config = AutoscalingCluster(
-        {"CPU": 8, "GPU": 1}, kinds, autoscaler_v2=True, idle_timeout_minutes=0.1
-    )._config
+    return {
+        "cluster_name": "fake",
+        "max_workers": 1,
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 0.1,
+        "provider": {
+            "type": "external",
+            "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
+            "launch_multiple": True,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+        },
+        "head_node_type": "ray.head.default",
+        "auth": {},
+        "docker": {},
+        "file_mounts": {},
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
+        "rsync_exclude": [],
+        "rsync_filter": [],
+        **{f"{name}commands": [] for name in _COMMANDS},
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 8, "GPU": 1}, "node_config": {}, "max_workers": 0},
+            "gpu": {"resources": node, "node_config": {}, "min_workers": 0, "max_workers": 1},
+        },
+    }
+
+
+def start_head(folder: Path) -> subprocess.Popen:
+    """The head, with Ray's autoscaler on the fake provider (`ray.cluster_utils` would end every Ray on the machine)."""
     path = folder / "autoscaling.json"
-    path.write_text(json.dumps(config))
+    path.write_text(json.dumps(autoscaling_config()))
     environment = {
         "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1",
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
@@ -101,18 +129,20 @@ def start_head(folder: Path) -> subprocess.Popen:
 def put(config: dict[str, Any], until: float) -> None:
     """Deploy, once the dashboard takes it, and wait until it runs."""
     headers = {"authorization": f"Bearer {_TOKEN}"}
-    deployed = False
+    deployed, said = False, "nothing"
     while time.monotonic() < until:
         try:
             if not deployed:
-                deployed = httpx.put(_DASHBOARD, json=config, headers=headers, timeout=10).is_success
+                answer = httpx.put(_DASHBOARD, json=config, headers=headers, timeout=10)
+                deployed, said = answer.is_success, answer.text
             apps = httpx.get(_DASHBOARD, headers=headers, timeout=10).json()["applications"]
+            said = str({name: (app["status"], app["message"]) for name, app in apps.items()}) or said
             if deployed and {app["status"] for app in apps.values()} == {"RUNNING"}:
                 return
-        except (httpx.HTTPError, ValueError, KeyError):
-            pass
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            said = repr(error)
         time.sleep(0.5)
-    raise TimeoutError("the applications do not run")
+    raise TimeoutError(f"the applications do not run: {said[-1000:]}")
 
 
 def replicas_by_node() -> Counter[str]:
@@ -165,6 +195,7 @@ def main() -> None:
             print((folder / "head.log").read_text()[-3000:], file=sys.stderr)
             raise
         finally:
+            ray.shutdown()  # a driver whose cluster is gone ends with status 1
             head.kill()
 
 
