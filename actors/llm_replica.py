@@ -15,13 +15,12 @@ from pathlib import Path
 
 import msgspec
 import psutil
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import ray
 from ray import serve
 
 from actors import telemetry
-from actors.engines.protocol import LLMEngine
-from actors.engines.scripted import ScriptedConfig, ScriptedEngine
-from actors.engines.vllm import VllmConfig, VllmEngine
+from actors.engines.choice import EngineChoice
+from actors.engines.gpu_share import SharedCardEngine
 from actors.errors import EngineFailed, InvalidRequest, ReplicaGone, ShoalError, Unavailable
 from actors.handles import frames
 from actors.handles.outbox import Outbox
@@ -37,29 +36,6 @@ _OVERTAKEN_S = 30.0  # longer than a command can be under way
 _AGE_AT_IMPORT_S = time.time() - psutil.Process().create_time()
 _BOOT_S = _AGE_AT_IMPORT_S if _AGE_AT_IMPORT_S < 30 else 0.0
 _log = telemetry.logger("llm_replica")
-
-
-class EngineChoice(BaseModel):
-    """Which engine serves the model: exactly one of the fields is set."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    scripted: ScriptedConfig | None = Field(default=None, description="The deterministic engine for tests.")
-    vllm: VllmConfig | None = Field(default=None, description="vLLM, in process, on GPU or CPU.")
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> EngineChoice:
-        if (self.scripted is None) == (self.vllm is None):
-            raise ValueError("name exactly one engine: scripted or vllm")
-        return self
-
-    def build(self, model: str, cache_dir: Path) -> LLMEngine:
-        """Make the engine; it is not started."""
-        if self.scripted is not None:
-            return ScriptedEngine(model, self.scripted)
-        if self.vllm is not None:
-            return VllmEngine(model, self.vllm, cache_dir)
-        raise AssertionError("validated above")
 
 
 @dataclass(slots=True)
@@ -94,10 +70,11 @@ class LLMReplica:
         context = serve.get_replica_context()
         self._model = model
         self._replica_id = context.replica_id.unique_id
-        self._engine = engine.build(model, cache_dir)
+        self._engine = engine.build(model, cache_dir, self._replica_id, _gpus_given(engine))
         self._connections: dict[str, _Connection] = {}
         self._running: dict[tuple[str, int], _Running] = {}  # by connection and stream
         self._failed: EngineFailed | None = None
+        self._recovering: asyncio.Task[None] | None = None
         self._card: ModelCard = await self._engine.start()
         self._start_up_s = _BOOT_S + time.monotonic() - started
         self._reporter = QueueReporter(context.app_name)
@@ -142,15 +119,18 @@ class LLMReplica:
                 here.aborted.discard(command.stream)
 
     async def check_health(self) -> None:
-        """Serve restarts the replica when this raises."""
+        """Serve restarts the replica when this raises; an engine that is started again in place is waited for."""
+        if self._recovering is not None:
+            return
         if self._failed is not None:
             raise self._failed
         await self._engine.check_health()
 
     async def __del__(self) -> None:
         """Serve awaits this when the replica has drained."""
-        for task in getattr(self, "_tasks", ()):
-            task.cancel()
+        for task in (*getattr(self, "_tasks", ()), getattr(self, "_recovering", None)):
+            if task is not None:
+                task.cancel()
         if hasattr(self, "_engine"):
             await self._engine.stop()
 
@@ -193,7 +173,7 @@ class LLMReplica:
             if delta is None or delta.usage is None:  # its reader would wait for the rest until the deadline
                 raise ShoalError("the engine gave this request up before its answer was complete")  # noqa: TRY301  one road for all errors
         except EngineFailed as error:
-            self._failed = error  # the next health check lets Serve replace this replica
+            self._engine_died(error)
             put(frames.StreamEvent(stream, None, error.to_wire()))
         except ShoalError as error:
             put(frames.StreamEvent(stream, None, error.to_wire()))
@@ -204,8 +184,10 @@ class LLMReplica:
     async def _watch_engine(self) -> None:
         """Find out that the engine hangs before Serve does: its streams need not wait for a new replica."""
         failures = 0
-        while self._failed is None:
+        while True:
             await asyncio.sleep(_WATCH_S)
+            if self._failed is not None:
+                continue
             try:
                 await self._engine.check_health()
                 failures = 0
@@ -217,13 +199,34 @@ class LLMReplica:
                 _log.exception("watch_failed", model=self._model)
 
     def _give_up(self, error: EngineFailed) -> None:
-        """Serve replaces this replica; what runs here goes on elsewhere, now."""
+        """What runs here goes on elsewhere, now."""
         _log.error("engine_failed", model=self._model, reason=error.message)
-        self._failed = error
+        self._engine_died(error)
         for here in self._connections.values():
             for stream, task in here.tasks.items():
                 here.outbox.put(frames.StreamEvent(stream, None, error.to_wire()))
                 task.cancel()
+
+    def _engine_died(self, error: EngineFailed) -> None:
+        """No more reports, so no more work; Serve replaces this replica, unless the engine can come back here."""
+        self._failed = error
+        if isinstance(self._engine, SharedCardEngine) and self._recovering is None:
+            self._recovering = asyncio.get_running_loop().create_task(self._recover(self._engine))
+
+    async def _recover(self, engine: SharedCardEngine) -> None:
+        """Start the engine again until it runs or is quarantined; that ends it, and a person has to look."""
+        while True:
+            try:
+                if not await engine.recover():
+                    telemetry.gauge(
+                        "shoal_engine_quarantined", 1, model=self._model, replica=self._replica_id
+                    )
+                    return  # stays `_recovering`: Serve would only start it again on the same card
+            except EngineFailed as error:
+                _log.warning("engine_not_recovered", model=self._model, reason=error.message)
+            else:
+                self._failed = self._recovering = None
+                return
 
     async def _report_for_ever(self) -> None:
         while True:
@@ -242,6 +245,8 @@ class LLMReplica:
         telemetry.gauge("shoal_engine_waiting", stats.waiting, **labels)
         telemetry.gauge("shoal_engine_kv_usage", stats.kv_usage, **labels)
         telemetry.gauge("shoal_engine_batch_fill", stats.running / max(capacity.max_sequences, 1), **labels)
+        asleep = isinstance(self._engine, SharedCardEngine) and self._engine.asleep
+        telemetry.gauge("shoal_engine_asleep", float(asleep), **labels)
         telemetry.gauge("shoal_engine_preemptions_total", stats.preemptions_total, **labels)
         report = frames.Report(
             replica_id=self._replica_id,
@@ -256,3 +261,10 @@ class LLMReplica:
             await self._reporter.report(report)
         except Unavailable as error:
             _log.info("queue_unreachable", model=self._model, reason=error.message)
+
+
+def _gpus_given(engine: EngineChoice) -> float:
+    """What Ray gave this replica of a card; asked only where the engine shares one."""
+    if engine.share is None:
+        return 0.0
+    return float(ray.get_runtime_context().get_assigned_resources().get("GPU", 0.0))

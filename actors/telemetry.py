@@ -47,6 +47,8 @@ _METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "shoal_engine_waiting": ("gauge", "Sequences in the engine's own waiting list", ("model", "replica")),
     "shoal_engine_kv_usage": ("gauge", "Share of the KV cache in use", ("model", "replica")),
     "shoal_engine_batch_fill": ("gauge", "Running sequences over the most allowed", ("model", "replica")),
+    "shoal_engine_asleep": ("gauge", "1 while its memory is lent to others", ("model", "replica")),
+    "shoal_engine_quarantined": ("gauge", "1 once it died too often", ("model", "replica")),
     "shoal_engine_preemptions_total": ("gauge", "Preemptions since start", ("model", "replica")),
     "shoal_retrieval_degraded_total": ("counter", "Answers with less context than asked", ("reason",)),
     "shoal_ingested_total": ("counter", "Documents ingested, by outcome", ("outcome",)),

@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from actors.batching_queue import BatchingQueueConfig
 from actors.embedder import EmbedderConfig
+from actors.engines.choice import EngineChoice
 from actors.gateway_config import GatewayConfig
 from actors.job_runner import JobRunnerConfig
-from actors.llm_replica import EngineChoice
 from actors.local_services import ChromaServerConfig, ValkeyServerConfig
+from actors.ready_gate import ReadyGateConfig
 from actors.retriever import RetrieverConfig
 from actors.stores.config import StorageConfig
 
@@ -50,6 +51,10 @@ class ModelArgs(Args):
 
 class GatewayArgs(Args, GatewayConfig):
     """`app.main:build_gateway`: the fields of `GatewayConfig`."""
+
+
+class ReadyArgs(Args, ReadyGateConfig):
+    """`app.main:build_ready`: the fields of `ReadyGateConfig`."""
 
 
 class StorageArgs(Args):

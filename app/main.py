@@ -19,9 +19,10 @@ from actors.handles.retriever import RETRIEVER_DEPLOYMENT
 from actors.job_runner import JobRunner
 from actors.llm_replica import LLMReplica
 from actors.local_services import ChromaServer, NoLocalServices, ValkeyServer
+from actors.ready_gate import ReadyGate
 from actors.retriever import Retriever
 from app.api import build_api
-from app.config import GatewayArgs, LocalServicesArgs, ModelArgs, RetrievalArgs
+from app.config import GatewayArgs, LocalServicesArgs, ModelArgs, ReadyArgs, RetrievalArgs
 
 # Calls that wait would poll in Serve's router; nothing may wait there, so no bound of Serve's is ever met.
 _UNBOUNDED = 100_000
@@ -86,6 +87,11 @@ def build_local_services(args: LocalServicesArgs) -> Application:
             )(server)
             root = deployment.bind(args.with_storage(config), beside=root)
     return root or serve.deployment(name="NoLocalServices", **_COMMON)(NoLocalServices).bind()
+
+
+def build_ready(args: ReadyArgs) -> Application:
+    """The last word of a cluster behind KubeRay: it runs when the nodes take traffic."""
+    return serve.deployment(name="ReadyGate", **_COMMON)(ReadyGate).bind(args)
 
 
 def build_retrieval(args: RetrievalArgs) -> Application:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 PATCHES = {
     "configs/cpu.yaml": "kuberay/base/serve-config.yaml",
     "configs/gpu.yaml": "kuberay/overlays/gpu/serve-config.yaml",
+    "configs/production.yaml": "kuberay/overlays/production/serve-config.yaml",
 }
 
 

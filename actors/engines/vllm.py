@@ -220,6 +220,14 @@ class VllmEngine:
         if self._in_flight and idle_s > self.config.stall_timeout_s:
             raise EngineFailed(f"the engine of {self._name} has work and made no step for {idle_s:.0f} s")
 
+    async def sleep(self) -> None:
+        """Weights to the host's memory, the KV cache away (vLLM's level 1); nothing may be running."""
+        await self._running().sleep(level=1)
+
+    async def wake(self) -> None:
+        """Everything back on the card."""
+        await self._running().wake_up()
+
     async def stop(self) -> None:
         """End vLLM and its processes; running requests fail with EngineFailed."""
         launched, self._vllm = self._vllm, None

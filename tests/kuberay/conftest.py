@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-KUSTOMIZATIONS = ("base", "overlays/cpu-dev", "overlays/gpu")
+KUSTOMIZATIONS = ("base", "overlays/cpu-dev", "overlays/gpu", "overlays/production")
+OVERLAYS = KUSTOMIZATIONS[1:]
+PRODUCTION = ("overlays/gpu", "overlays/production")
 
 Object = dict[str, Any]
 
@@ -72,6 +74,13 @@ def pods(objects: list[Object], groups: dict[str, Object]) -> dict[str, Object]:
         }
         for name, template in templates.items()
     }
+
+
+@pytest.fixture
+def ray_env(objects: list[Object]) -> dict[str, str]:
+    """What all Ray pods take from the ConfigMap."""
+    (found,) = [o for o in objects if o["metadata"]["name"].startswith("shoal-ray-env")]
+    return found["data"]
 
 
 @pytest.fixture

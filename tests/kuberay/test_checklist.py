@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,14 @@ from typing import Any
 import pytest
 from kubernetes.utils.quantity import parse_quantity
 
+from actors.ready_gate import ReadyGateConfig
+from tests.kuberay.conftest import OVERLAYS, PRODUCTION
+
 ROOT = Path(__file__).parents[2]
 Object = dict[str, Any]
+GPUS = ("nvidia.com/gpu", "nvidia.com/mig-1g.10gb")
+overlays = pytest.mark.parametrize("kustomization", OVERLAYS, indirect=True)
+production = pytest.mark.parametrize("kustomization", PRODUCTION, indirect=True)
 LONGEST_NAME = 47  # of a RayService; the operator makes pod names of it
 
 
@@ -115,7 +122,7 @@ def test_nothing_of_ours_runs_on_the_head(groups):
     assert (params["num-cpus"], params["num-gpus"]) == ("0", "0")
 
 
-@pytest.mark.parametrize("kustomization", ["base", "overlays/gpu"], indirect=True)
+@pytest.mark.parametrize("kustomization", ["base", *PRODUCTION], indirect=True)
 def test_the_head_of_production_has_memory_that_nobody_takes_away(ray_pods):
     resources = ray_container(ray_pods["head"])["resources"]
     assert resources["requests"]["memory"] == resources["limits"]["memory"]
@@ -146,9 +153,8 @@ def test_worker_groups_are_bounded(groups):
         if name == "head":
             continue
         assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] <= 100, name
-        assert group["idleTimeoutSeconds"] > 0, name
-        gpus = ray_container(group["template"])["resources"]["limits"].get("nvidia.com/gpu")
-        assert gpus is None or group["minReplicas"] == 0, name
+        has_gpu = not set(GPUS).isdisjoint(ray_container(group["template"])["resources"]["limits"])
+        assert not has_gpu or group["minReplicas"] == 0, name
     assert groups["cpu"]["minReplicas"] >= 2
 
 
@@ -157,10 +163,88 @@ def test_ray_asks_for_one_fixed_token(rayservice):
     assert auth == {"mode": "token", "secretName": "shoal-ray-auth"}
 
 
-def test_the_autoscaler_is_named_in_version_two(rayservice):
+@production
+def test_the_autoscaler_is_named_in_version_two_and_every_group_gives_its_nodes_back(rayservice, groups):
     cluster = rayservice["spec"]["rayClusterConfig"]
     assert cluster["enableInTreeAutoscaling"] is True
     assert cluster["autoscalerOptions"]["version"] == "v2"
+    for name, group in groups.items():
+        assert name == "head" or group["idleTimeoutSeconds"] > 0, name
+
+
+def test_groups_with_gpus_are_one_per_kind_of_gpu_and_can_be_asked_for_by_label(groups):
+    pools = {}
+    for name, group in groups.items():
+        limits = ray_container(group["template"])["resources"]["limits"]
+        kinds = [kind for kind in limits if kind in GPUS]
+        assert len(kinds) <= 1, name
+        if kinds:
+            assert limits[kinds[0]] == "1", name
+            assert pools.setdefault(kinds[0], group["labels"]["shoal.io/pool"]) == name
+            mounts = {m["name"]: m for m in ray_container(group["template"])["volumeMounts"]}
+            assert mounts["weights"]["readOnly"] is True, name
+    assert len(set(pools.values())) == len(pools)
+
+
+def test_nothing_is_fetched_when_a_pod_runs(ray_env, serve_config):
+    assert ray_env["HF_HUB_OFFLINE"] == "1"
+    assert "runtime_env" not in str(serve_config)
+    for application in serve_config["applications"]:
+        model = application["args"].get("engine", {}).get("vllm", {}).get("model", "/")
+        assert model.startswith(("/", "package:")), application["name"]
+
+
+def test_proxies_stand_on_every_node(serve_config):
+    assert serve_config["proxy_location"] == "EveryNode"  # HeadOnly leaves workers NotReady (kuberay#4994)
+
+
+# --- an upgrade leaves no moment without an endpoint --------------------------------------------------------
+
+
+def test_the_head_takes_no_traffic(rayservice):
+    assert rayservice["spec"]["excludeHeadPodFromServeSvc"] is True
+
+
+def test_a_cluster_runs_only_when_its_workers_are_endpoints(serve_config, groups):
+    """`ready` holds back "all applications run" for longer than a pod needs to become Ready."""
+    last = serve_config["applications"][-1]
+    assert (last["name"], last["import_path"]) == ("ready", "app.main:build_ready")
+    config = ReadyGateConfig(**last["args"])
+    probe = ray_container(groups["cpu"]["template"])["readinessProbe"]
+    assert probe.get("successThreshold", 1) == 1
+    assert config.hold_s >= probe["periodSeconds"] + probe["timeoutSeconds"]
+    assert probe["httpGet"] == {"path": "/-/healthz", "port": "serve"}
+    assert {"name": "serve", "containerPort": config.port} in ray_container(groups["cpu"]["template"])[
+        "ports"
+    ]
+    (gateway,) = [d for a in serve_config["applications"] for d in a["deployments"] if d["name"] == "Gateway"]
+    assert config.nodes <= gateway["num_replicas"] <= groups["cpu"]["minReplicas"]
+
+
+# --- KubeRay's own rules (ray-operator/controllers/ray/utils/validation.go, 1.7) ----------------------------
+
+
+def test_the_operator_would_take_the_rayservice(rayservice, groups):
+    cluster = rayservice["spec"]["rayClusterConfig"]
+    scaled = cluster.get("enableInTreeAutoscaling", False)
+    assert "ray.io/ft-enabled" not in rayservice["metadata"].get("annotations", {})
+    assert tuple(map(int, cluster["rayVersion"].split("."))) >= (2, 52, 0)  # for authOptions.mode: token
+    managed = {"RAY_REDIS_ADDRESS", "REDIS_PASSWORD", "REDIS_USERNAME", "RAY_enable_autoscaler_v2"}
+    assert managed.isdisjoint(e["name"] for e in ray_container(groups["head"]["template"]).get("env", []))
+    assert {"redis-password", "redis-username"}.isdisjoint(groups["head"]["rayStartParams"])
+    assert set(cluster["gcsFaultToleranceOptions"]) <= {"redisAddress", "redisPassword"}
+    names = [g["groupName"] for g in cluster["workerGroupSpecs"]]
+    assert len(names) == len(set(names))
+    for name, group in groups.items():
+        assert {"labels", "resources"}.isdisjoint(group["rayStartParams"]), name
+        assert group["template"]["spec"]["restartPolicy"] == "Never", name
+        if name != "head":
+            assert re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name)
+            assert 0 <= group["minReplicas"] <= group["maxReplicas"], name
+            assert scaled or {"idleTimeoutSeconds", "priority"}.isdisjoint(group), name
+            assert not group.get("suspend"), name
+    # The incremental upgrade needs autoscaling and a Gateway, and is beta: not used.
+    assert rayservice["spec"]["upgradeStrategy"] == {"type": "NewCluster"}
 
 
 def test_names_are_short_enough_for_what_the_operator_makes_of_them(objects, groups):
@@ -170,11 +254,10 @@ def test_names_are_short_enough_for_what_the_operator_makes_of_them(objects, gro
         assert len(name) <= LONGEST_NAME
 
 
-def test_head_and_workers_share_haproxys_variables(groups, objects):
+def test_head_and_workers_share_haproxys_variables(groups, ray_env):
     sources = {name: ray_container(g["template"])["envFrom"] for name, g in groups.items()}
     assert len({str(source) for source in sources.values()}) == 1
-    (config_map,) = [o for o in objects if o["kind"] == "ConfigMap"]
-    env = config_map["data"]
+    env = ray_env
     assert env["RAY_SERVE_ENABLE_HA_PROXY"] == env["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
     folder = "/run/shoal/"
     for variable in ("SOCKET_PATH", "METRICS_SOCKET_PATH", "CONFIG_FILE_LOC", "SERVER_STATE_FILE"):
@@ -184,11 +267,10 @@ def test_head_and_workers_share_haproxys_variables(groups, objects):
         assert mounts["run"] + "/" == folder, name
 
 
-def test_pods_and_proxies_wait_for_the_longest_stream(serve_config, rayservice, ray_pods, objects):
+def test_pods_and_proxies_wait_for_the_longest_stream(serve_config, rayservice, ray_pods, ray_env):
     (gateway,) = [a for a in serve_config["applications"] if a["name"] == "gateway"]
     longest_s = gateway["args"]["max_timeout_s"]
-    (config_map,) = [o for o in objects if o["kind"] == "ConfigMap"]
-    assert int(config_map["data"]["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) > longest_s
+    assert int(ray_env["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) > longest_s
     assert rayservice["spec"]["rayClusterDeletionDelaySeconds"] > longest_s
     assert serve_config["http_options"]["request_timeout_s"] >= longest_s
     for name, pod in ray_pods.items():
@@ -264,6 +346,7 @@ def policies_of(objects: list[Object], pod: Object) -> list[Object]:
     ]
 
 
+@overlays
 def test_nothing_reaches_a_ray_pod_unless_a_policy_says_so(ray_pods, objects):
     for name, pod in ray_pods.items():
         policies = policies_of(objects, pod)
@@ -271,6 +354,7 @@ def test_nothing_reaches_a_ray_pod_unless_a_policy_says_so(ray_pods, objects):
         assert len(denied) == 1, name
 
 
+@overlays
 def test_only_ray_pods_reach_rays_ports(ray_pods, objects):
     # 30000-31000 (replicas), 9101 and 8404 (HAProxy), 6379, 10001, 52365: pickled code or secrets in clear.
     open_to_others = {8000, 8265, 8080, 44217, 44227}
@@ -284,6 +368,7 @@ def test_only_ray_pods_reach_rays_ports(ray_pods, objects):
                 assert 8265 not in ports or name == "head"
 
 
+@overlays
 def test_dns_and_the_operator_are_let_through(ray_pods, objects):
     for name, pod in ray_pods.items():
         rules = [r for p in policies_of(objects, pod) for r in p.get("egress", [])]

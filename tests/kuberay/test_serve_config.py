@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,12 @@ def test_the_written_patches_are_what_the_configs_say_now():
 
 @pytest.mark.parametrize(
     ("kustomization", "config"),
-    [("base", "cpu"), ("overlays/cpu-dev", "cpu"), ("overlays/gpu", "gpu")],
+    [
+        ("base", "cpu"),
+        ("overlays/cpu-dev", "cpu"),
+        ("overlays/gpu", "gpu"),
+        ("overlays/production", "production"),
+    ],
     indirect=["kustomization"],
 )
 def test_the_rendered_text_is_the_config_file(rayservice, config):
@@ -68,7 +75,8 @@ def capacity(group: Object) -> dict[str, float]:
     """What Ray counts on one pod of a group: rayStartParams first, limits otherwise, as the operator does."""
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     cpus = group["rayStartParams"].get("num-cpus") or int(parse_quantity(limits["cpu"]))
-    gpus = group["rayStartParams"].get("num-gpus") or limits.get("nvidia.com/gpu", "0")
+    # KubeRay counts a MIG slice as a GPU, too.
+    gpus = group["rayStartParams"].get("num-gpus") or sum(int(n) for k, n in limits.items() if "nvidia" in k)
     return {"num_cpus": float(cpus), "num_gpus": float(gpus)}
 
 
@@ -99,6 +107,28 @@ def test_the_groups_hold_all_replicas_together(serve_config, groups, bound, coun
         wanted = sum(replica.get(resource, 0) for replica in replicas(serve_config, bound))
         there = sum(capacity(group)[resource] * group.get(count, 0) for group in groups.values())
         assert wanted <= there, resource
+
+
+@pytest.mark.parametrize(
+    ("bound", "count"), [("min_replicas", "minReplicas"), ("max_replicas", "maxReplicas")]
+)
+def test_a_pool_holds_all_replicas_that_ask_for_it(serve_config, groups, bound, count):
+    for name, group in groups.items():
+        labels = group.get("labels", {})
+        here = [
+            r for r in replicas(serve_config, bound)
+            if r.get("label_selector") and r["label_selector"].items() <= labels.items()
+        ]  # fmt: skip
+        for resource, amount in capacity(group).items():
+            assert sum(r.get(resource, 0) for r in here) <= amount * group.get(count, 0), (name, resource)
+
+
+def test_every_application_is_one_that_can_be_imported_and_takes_its_arguments(serve_config):
+    for application in serve_config["applications"]:
+        module, builder = application["import_path"].split(":")
+        function = getattr(importlib.import_module(module), builder)
+        (parameter,) = inspect.signature(function).parameters.values()
+        parameter.annotation.model_validate(application["args"])
 
 
 def test_gateways_find_a_node_each_among_the_fewest(serve_config, groups):

@@ -12,11 +12,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from actors.batching_queue import BatchingQueue, BatchingQueueConfig
+from actors.engines.choice import EngineChoice
 from actors.engines.scripted import ScriptedConfig
 from actors.handles import frames
 from actors.handles.model import ModelClient
 from actors.handles.replica_directory import ReplicaDirectory
-from actors.llm_replica import EngineChoice, LLMReplica
+from actors.llm_replica import LLMReplica
 from actors.policies.retry import ATTEMPTS
 from tests.simulation.callers import Caller
 from tests.simulation.fairness import FairnessWatch

@@ -7,10 +7,12 @@ import msgspec
 import pytest
 
 from actors import llm_replica
+from actors.engines.choice import EngineChoice
+from actors.engines.gpu_share import SharedCardEngine
 from actors.engines.protocol import EngineCapacity, EngineStats
 from actors.errors import EngineFailed, Unavailable, from_wire
 from actors.handles import frames
-from actors.llm_replica import EngineChoice, LLMReplica
+from actors.llm_replica import LLMReplica
 from actors.types import GenerationRequest, ModelCard, TokenDelta, Usage
 from tests.unit.fake_serve import settle
 
@@ -239,3 +241,74 @@ async def test_a_report_lists_what_runs_until_it_has_ended(bus, engine, replica)
         engine.requests["one"].put_nowait(item)
     await asyncio.sleep(0.03)
     assert replica._reporter.reports[-1].running == []
+
+
+# --- an engine that is started again in place ------------------------------------------------------------
+
+
+class Shared(Engine, SharedCardEngine):
+    """One that shares a card: each recovery waits for what tests say of it."""
+
+    asleep = False
+
+    def __init__(self):
+        super().__init__()
+        self.recoveries = asyncio.Queue()
+
+    async def recover(self):
+        said = await self.recoveries.get()
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+
+@pytest.fixture
+def shared():
+    return Shared()
+
+
+@pytest.fixture
+async def sharing(shared, monkeypatch):
+    context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="a"), app_name="m")
+    monkeypatch.setattr(llm_replica.serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(llm_replica, "QueueReporter", Reporter)
+    monkeypatch.setattr(llm_replica, "_REPORT_S", 0.01)
+    monkeypatch.setattr(EngineChoice, "build", lambda *_: shared)
+    replica = Replica.__new__(Replica)
+    await replica.__init__("m", EngineChoice(scripted={}), None)
+    yield replica
+    await LLMReplica.__del__(replica)
+
+
+async def reports_come(replica):
+    before = len(replica._reporter.reports)
+    await asyncio.sleep(0.05)
+    return len(replica._reporter.reports) > before + 1
+
+
+async def die(replica, engine):
+    bus = await Bus(replica).open()
+    await bus.send(start(1, "r"))
+    await engine.requests["r"].put(EngineFailed("out of memory"))
+    (event,) = await bus.read()
+    assert from_wire(event.error).code == "engine_failed"
+    await bus.stream.aclose()
+
+
+async def test_an_engine_on_a_share_comes_back_in_place_and_gets_no_work_meanwhile(sharing, shared):
+    await die(sharing, shared)
+    await sharing.check_health()  # Serve leaves it alone
+    assert not await reports_come(sharing)
+    await shared.recoveries.put(EngineFailed("the memory is not free yet"))
+    assert not await reports_come(sharing)
+    await shared.recoveries.put(True)  # noqa: FBT003  what `recover` says
+    assert await reports_come(sharing)
+    await die(sharing, shared)  # and again
+    assert not await reports_come(sharing)
+
+
+async def test_a_quarantined_engine_stays_down_and_is_not_replaced(sharing, shared):
+    await die(sharing, shared)
+    await shared.recoveries.put(False)  # noqa: FBT003  as above
+    assert not await reports_come(sharing)
+    await sharing.check_health()
