@@ -1,16 +1,19 @@
-"""`JobRunner`: the Serve deployment that does durable work; today that is ingestion.
+"""`JobRunner`: the Serve deployment that does durable work: ingestion and background responses.
 
 Nobody calls it: it takes its work from the job log and scales on how much is pending. This module only puts the
-parts together; the work is `actors.ingestion`, taking and settling jobs is `actors.job_loop`.
+parts together; the work is `actors.ingestion` and `actors.responder`, taking and settling jobs is `actors.job_loop`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 
 from pydantic import Field
 
+from actors.answering import Answering, Deadlines
 from actors.engines.embedding import EmbeddingModelInfo, load_spans
 from actors.errors import ShoalError
 from actors.handles.embedder import EmbedderClient
@@ -19,23 +22,45 @@ from actors.ingestion import Embedding, Ingestion
 from actors.job_loop import JobLoop, JobLoopConfig
 from actors.policies.ingestion import KIND
 from actors.policies.load import LoadSnapshot
+from actors.policies.responses import KIND as RESPONSES
+from actors.rag import RagStage, RetrievalSettings
+from actors.responder import Responder
 from actors.stores.catalog import Catalog
 from actors.stores.config import StorageConfig
 from actors.stores.documents import DocumentStore
 from actors.stores.jobs import JobLog, JobLogConfig
+from actors.stores.limits import LimitStore
+from actors.stores.notices import Notices
 from actors.stores.parsing import ParseLimits, Parser
 from actors.stores.redis import connect
+from actors.stores.response_log import CANCELLED, ResponseLog
 from actors.telemetry import configure_logging, logger
 from actors.types import Embeddings
 
 _REDIS_TIMEOUT_S = 5.0  # nobody waits for a job's commands: patience costs less than trying again
 _INFO_TIMEOUT_S = 5.0
 _INFO_PAUSE_S = 1.0
+_WATCH_S = 60.0  # one wait for a cancellation; nothing depends on it
 _log = logger("job_runner")
 
 
+class ResponderConfig(JobLoopConfig):
+    """How one runner makes background responses."""
+
+    concurrency: int = Field(
+        default=128,
+        ge=1,
+        le=4096,
+        description="Responses at the same time. They wait in their model's queue, which is fair: take many.",
+    )
+    attempt_timeout_s: float = Field(
+        default=3600, gt=0, description="Longest attempt; what exceeds it goes on in the next one."
+    )
+    search_deadline_s: float = Field(default=10.0, gt=0, description="For retrieval; nobody waits for it.")
+
+
 class JobRunnerConfig(JobLoopConfig):
-    """One deployment of job runners."""
+    """One deployment of job runners; the fields of the loop are ingestion's."""
 
     storage: StorageConfig = Field(default_factory=StorageConfig, description="Where durable state lives.")
     embedder_app: str = Field(default="retrieval", description="Serve application of the embedder.")
@@ -45,6 +70,7 @@ class JobRunnerConfig(JobLoopConfig):
     embed_timeout_s: float = Field(default=300.0, gt=0, description="For one such call.")
     parse: ParseLimits = Field(default_factory=ParseLimits, description="What one document may cost.")
     jobs: JobLogConfig = Field(default_factory=JobLogConfig, description="Leases and retention.")
+    responses: ResponderConfig = Field(default_factory=ResponderConfig, description="Background responses.")
 
 
 class JobRunner:
@@ -59,13 +85,18 @@ class JobRunner:
         self._config = config
         url = config.storage.effective_redis_url
         self._redis = connect(url, timeout_s=_REDIS_TIMEOUT_S, client_name="shoal-jobs")
-        self._blocking = connect(
-            url, timeout_s=config.poll_s + _REDIS_TIMEOUT_S, client_name="shoal-jobs-wait"
-        )
+        longest_s = max(config.poll_s, config.responses.poll_s)
+        self._blocking = connect(url, timeout_s=longest_s + _REDIS_TIMEOUT_S, client_name="shoal-jobs-wait")
         self._jobs = JobLog(self._redis, config.jobs, self._blocking)
         self._index = ChromaIndex(config.storage.effective_chroma_url)
         self._embedder = EmbedderClient(config.embedder_app)
         self._loop: JobLoop | None = None
+        self._answering = self._answers()
+        self._notices = Notices(self._redis)
+        log = ResponseLog(self._redis, self._notices)
+        self._responses = JobLoop(self._jobs, Responder(self._answering, log), config.responses)
+        self._responses.start()
+        self._cancelling = asyncio.get_running_loop().create_task(self._watch_cancellations())
         self._starting = asyncio.get_running_loop().create_task(self._start())
 
     async def check_health(self) -> None:
@@ -77,24 +108,32 @@ class JobRunner:
         """
         if self._starting.done():
             self._starting.result()
+        await self._responses.check_health()
         if self._loop is not None:
             await self._loop.check_health()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """The load for the scaling policy: what waits in the one log, and what runs here."""
-        stats = await self._jobs.stats(KIND)
+        """The load for the scaling policy: what waits in the logs, and what runs here.
+
+        Responses wait for a model, not for a runner: they count only where no runner has taken them.
+        """
+        stats, responses = await asyncio.gather(self._jobs.stats(KIND), self._jobs.stats(RESPONSES))
+        share = self._config.concurrency / self._config.responses.concurrency
         return LoadSnapshot(
-            queued=stats.waiting,
+            queued=stats.waiting + round(responses.waiting * share),
             running=self._loop.active if self._loop is not None else 0,
-            oldest_age_s=stats.oldest_age_s,
+            oldest_age_s=max(stats.oldest_age_s, responses.oldest_age_s),
             replica_concurrency=self._config.concurrency,
         ).to_stats()
 
     async def aclose(self) -> None:
         """Stop; unfinished jobs go back to the log at once."""
-        self._starting.cancel()
-        if self._loop is not None:
-            await self._loop.stop()
+        for task in (self._starting, self._cancelling):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await asyncio.gather(*(loop.stop() for loop in (self._loop, self._responses) if loop is not None))
+        await asyncio.gather(self._answering.aclose(), self._notices.aclose())
         await asyncio.gather(self._redis.aclose(), self._blocking.aclose(), self._index.close())
 
     async def __del__(self) -> None:
@@ -117,6 +156,24 @@ class JobRunner:
         self._loop = JobLoop(self._jobs, ingestion, self._config)
         self._loop.start()
         _log.info("job_runner_ready", model=model, concurrency=self._config.concurrency)
+
+    def _answers(self) -> Answering:
+        own = self._config.responses
+        retrieval = RetrievalSettings(app_name=self._config.embedder_app, deadline_s=own.search_deadline_s)
+        return Answering(
+            f"jobs-{uuid.uuid4().hex[:12]}",
+            LimitStore(self._redis),
+            RagStage(retrieval),
+            Deadlines(default_s=own.attempt_timeout_s, longest_s=own.attempt_timeout_s),
+        )
+
+    async def _watch_cancellations(self) -> None:
+        """What was cancelled stops at once; a cancellation that is not heard costs the time of a heartbeat."""
+        async with self._notices.listen(CANCELLED) as inbox:
+            while True:
+                job_id = await inbox.get(_WATCH_S)
+                if job_id is not None:
+                    self._responses.drop(job_id.decode())
 
     async def _model(self) -> EmbeddingModelInfo:
         """What the embedder runs; it may still be loading."""

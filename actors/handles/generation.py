@@ -19,6 +19,7 @@ from actors.errors import (
     ClientClosed,
     DeadlineExceeded,
     EngineFailed,
+    FailedEverywhere,
     ReplicaGone,
     ShoalError,
 )
@@ -97,6 +98,7 @@ class Generation:
         self._made = Made(request)
         self._attempts = 0  # that failed, and the one under way
         self._starts = 0
+        self._deaths = 0  # attempts that failed after they had started
         self._live: list[Attempt] = []  # on replicas: one, or two while a first token is overdue
         self._again: asyncio.Task[None] | None = None
         self._second: asyncio.Task[None] | None = None  # the start elsewhere
@@ -269,6 +271,10 @@ class Generation:
         self._live.remove(attempt)
         if self._live:
             return "cancelled"  # the other one goes on
+        if isinstance(error, ReplicaGone | EngineFailed):
+            self._deaths += 1
+        if self._deaths >= ATTEMPTS:
+            error = FailedEverywhere(f"{ATTEMPTS} replicas failed under this request: {error.message}")
         unseen = self._admission.whole or not self.tokens.taken
         if isinstance(error, CannotResume) and unseen and self._attempts < ATTEMPTS:
             self._restart()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-JobState = Literal["waiting", "leased", "done", "dead"]
+JobState = Literal["waiting", "leased", "done", "dead", "cancelled"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

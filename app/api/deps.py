@@ -122,6 +122,9 @@ class GatewayService(Protocol):
     async def generate(self, caller: Any, call: GenerationCall, clock: StageClock) -> GenerationStream:
         """Start an answer; returns with the first delta at hand, so failures up to there are raised here."""
 
+    async def accept(self, caller: Any, call: GenerationCall) -> Any:
+        """Check a call that is to run in the background; returns the task that the job log takes."""
+
     async def embed(
         self, caller: Any, model: str, texts: Inputs, clock: StageClock, dimensions: int | None = None
     ) -> Embeddings:
@@ -140,6 +143,7 @@ class Services(Protocol):
     catalog: Any
     documents: Any
     jobs: Any
+    responses: Any
 
     async def search(
         self, principal: Principal, query: RetrievalQuery, clock: StageClock | None = None
@@ -202,6 +206,10 @@ class Session:
             raise
         self.context.model = call.model
         return stream
+
+    async def accept(self, call: GenerationCall) -> Any:
+        """Check a call that is to run in the background."""
+        return await self.gateway.accept(self.caller, call)
 
 
 async def _session(request: Request, scope: str | None) -> Session:
