@@ -27,6 +27,7 @@ from actors.policies.responses import ResponseTask
 from actors.rag import RagStage
 from actors.stores.catalog import Catalog
 from actors.stores.documents import DocumentStore
+from actors.stores.durable import FSYNC_TIMEOUT_S, DurableWrites
 from actors.stores.jobs import JobLog
 from actors.stores.keys import AuthenticatedKey, KeyStore, open_key
 from actors.stores.limits import LimitStore
@@ -69,7 +70,11 @@ class Gateway(DirectCalls):
         self._redis = connect(config.storage.effective_redis_url)
         self.catalog = Catalog(self._redis)
         self.documents = DocumentStore(config.storage.effective_documents_url)
-        self.jobs = JobLog(self._redis)
+        durability = config.storage.durability
+        self._writes = self._redis
+        if durability == "fsynced":
+            self._writes = connect(config.storage.effective_redis_url, timeout_s=FSYNC_TIMEOUT_S)
+        self.jobs = JobLog(self._redis, durable=DurableWrites(self._writes, durability))
         self.responses = Responses(self._redis, self.jobs, config.responses)
         self._keys = KeyStore(self._redis, self._pepper, config.auth)
         self._limits = LimitStore(self._redis, expected_gateways=config.expected_gateways)
@@ -219,7 +224,7 @@ class Gateway(DirectCalls):
         """Serve awaits this when the replica has drained."""
         if hasattr(self, "_keys"):
             await asyncio.gather(self._keys.aclose(), self._answering.aclose(), self.responses.aclose())
-            await self._redis.aclose()
+            await asyncio.gather(self._redis.aclose(), self._writes.aclose())
 
     def _prepared(self, call: GenerationCall, tenant: str) -> GenerationCall:
         """The call under the model's real name, with the salt that keeps tenants' prefixes apart."""

@@ -1,6 +1,6 @@
 """`shoal`: the command line. Puts the commands together and turns every failure into one line and an exit code.
 
-`ask`, `ingest` and `status` are clients of the public HTTP API; `keys` talks to Redis. None of them starts or
+`ask`, `ingest` and `status` are clients of the public HTTP API; `keys` and `jobs` talk to Redis. None of them starts or
 joins Ray. Each command has its module `app.cli_*`.
 """
 
@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from typer.exceptions import Abort, Exit, TyperException
 
 from actors.errors import ShoalError
-from app import cli_ask, cli_ingest, cli_keys, cli_status
+from app import cli_ask, cli_ingest, cli_jobs, cli_keys, cli_status
 from app.cli_output import CliError, ExitCode, one_line, say
 
 _EPILOG = (
@@ -94,6 +94,7 @@ app.command()(cli_ask.ask)
 app.command()(cli_ingest.ingest)
 app.command()(cli_status.status)
 app.add_typer(cli_keys.app, name="keys")
+app.add_typer(cli_jobs.app, name="jobs")
 
 
 def main() -> None:

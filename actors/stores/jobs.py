@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from redis.asyncio import Redis
 
 from actors.errors import NotFound
+from actors.stores.durable import DurableWrites
 from actors.stores.job_records import Job, JobStats, Lease, LeaseBatch, job_of, lease_of
 from actors.stores.redis import script, translated
 
@@ -44,17 +45,23 @@ class JobLog:
         redis: the client of `actors.stores.redis.connect`.
         config: how long things last.
         blocking: a client for `wait` alone, whose time-out is above the longest wait; runners give one.
+        durable: how `enqueue` writes; none: a job is accepted once Redis has it in memory.
     """
 
     def __init__(
-        self, redis: Redis, config: JobLogConfig | None = None, blocking: Redis | None = None
+        self,
+        redis: Redis,
+        config: JobLogConfig | None = None,
+        blocking: Redis | None = None,
+        durable: DurableWrites | None = None,
     ) -> None:
         self._redis: Any = redis  # replies are bytes; the client's types allow more
         self._blocking = blocking or redis
         self._config = config or JobLogConfig()
+        self._durable = durable or DurableWrites(redis, "memory")
         self._scripts = {
             name: script(redis, f"jobs_{name}")
-            for name in ("enqueue", "lease", "heartbeat", "finish", "stats")
+            for name in ("enqueue", "lease", "heartbeat", "finish", "replay", "stats")
         }
 
     @property
@@ -175,6 +182,39 @@ class JobLog:
         return [job_of(job_id, fields) for job_id, fields in found if fields]
 
     @translated("the job log")
+    async def dead_letter(self, kind: str, job_id: str) -> Job:
+        """One job that was given up, whosever it is.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        fields = await self._redis.hgetall(_job_key(kind, job_id))
+        if fields.get(b"state") != b"dead":
+            raise NotFound(f"no dead letter of kind {kind}: {job_id[:80]}")
+        return job_of(job_id, fields)
+
+    async def replay(self, kind: str, job_id: str) -> None:
+        """Put a dead letter back into the log: it runs from its beginning, with all its attempts.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        job = await self.dead_letter(kind, job_id)
+        async with translated("the job log"):
+            done = await self._scripts["replay"](
+                keys=[
+                    key_of(kind, "stream"),
+                    _job_key(kind, job_id),
+                    key_of(kind, "dead"),
+                    record_of_job(kind, job.tenant, job_id),
+                    key_of(kind, "log", job.tenant, job_id),
+                ],
+                args=[job_id],
+            )
+        if not done:
+            raise NotFound(f"no dead letter of kind {kind}: {job_id[:80]}")
+
+    @translated("the job log")
     async def stats(self, kind: str) -> JobStats:
         """Count what is not done."""
         entries, leased, delayed, age_ms = await self._scripts["stats"](
@@ -198,11 +238,11 @@ class JobLog:
         payload = msgspec.msgpack.encode(job.payload)
         record_key = record_of_job(job.kind, job.tenant, job.job_id) if job.record else job_key
         fields = [part for pair in (job.record.fields if job.record else {}).items() for part in pair]
-        return await self._scripts["enqueue"](
-            keys=[key_of(job.kind, "stream"), job_key, once, record_key],
-            args=[job.job_id, job.tenant, payload, job.serial, self._config.idempotency_s, *fields],
-            client=pipe,
-        )
+        keys = [key_of(job.kind, "stream"), job_key, once, record_key]
+        args = [job.job_id, job.tenant, payload, job.serial, self._config.idempotency_s, *fields]
+        if pipe is None:
+            return await self._durable.run(self._scripts["enqueue"], keys, args)
+        return await self._scripts["enqueue"](keys=keys, args=args, client=pipe)
 
     @translated("the job log")
     async def _finish(

@@ -4,7 +4,7 @@ The gateway calls it. A background response is a job with a record beside it, bo
 caller is answered; what became of it stands in its log (`actors.stores.response_log`). A response made while its
 caller waited is stored when it is complete, in the same shape. The tenant is part of every key.
 
-    shoal:{jobs:response}:record:<tenant>:<id>   hash: shell (JSON, opaque here), items (JSON, opaque here),
+    shoal:{jobs:response}:record:<tenant>:<id>   hash: head (JSON, opaque here), items (JSON, opaque here),
                                                  history (msgpack of messages), background (0 or 1), mark,
                                                  keep_s (how long it is kept behind its end)
     shoal:{jobs:response}:log:<tenant>:<id>      list of facts
@@ -50,7 +50,7 @@ class ResponsesConfig(BaseModel):
 class StoredResponse:
     """What is kept of a response beside its log."""
 
-    shell: bytes  # JSON: the response object without what its log says
+    head: bytes  # JSON: the response object without what its log says
     items: bytes  # JSON: its input items
     history: tuple[Message, ...] = ()  # the conversation up to the answer, without instructions
     background: bool = False
@@ -173,7 +173,7 @@ class Responses:
         if not fields:
             return None
         return StoredResponse(
-            shell=fields[b"shell"],
+            head=fields[b"head"],
             items=fields[b"items"],
             history=msgspec.msgpack.decode(fields[b"history"], type=tuple[Message, ...]),
             background=fields[b"background"] == b"1",
@@ -238,7 +238,7 @@ class Responses:
 
 def _fields(stored: StoredResponse, keep_s: int) -> dict[str, bytes]:
     return {
-        "shell": stored.shell,
+        "head": stored.head,
         "items": stored.items,
         "history": msgspec.msgpack.encode(stored.history),
         "background": b"1" if stored.background else b"0",

@@ -24,7 +24,7 @@ from actors.types import GenerationCall, Message
 from app.api.deps import InferenceSession, Services, Session, body_of, read_json, services, timeout_s
 from app.api.errors import JsonResponse
 from app.api.response_stream import FollowedAnswer, LiveAnswer, ResponseEventStream
-from app.schemas.response_events import ResponseReader, input_items, shell_of
+from app.schemas.response_events import ResponseReader, input_items, head_of
 from app.schemas.responses import ResponsesRequest
 
 router = APIRouter(tags=["Responses"])
@@ -91,7 +91,7 @@ async def _wanted(request: Request, call: ResponsesCall, body: ResponsesRequest)
     response_id = call.responses.new_id()
     made = body.to_call(history, timeout_s=timeout_s(request), response_id=response_id)
     stored = StoredResponse(
-        shell=msgspec.json.encode(shell_of(body, response_id, int(time.time()))),
+        head=msgspec.json.encode(head_of(body, response_id, int(time.time()))),
         items=msgspec.json.encode(input_items(body.input, response_id)),
         history=(*history, *body.input),
         background=bool(body.background),
@@ -296,7 +296,7 @@ async def _told(
 
 
 def _reader(stored: StoredResponse, *, results: bool) -> ResponseReader:
-    return ResponseReader(msgspec.json.decode(stored.shell), results=results)
+    return ResponseReader(msgspec.json.decode(stored.head), results=results)
 
 
 def _results_wanted(request: Request) -> bool:

@@ -26,7 +26,7 @@ _DELTA = (
 )
 
 
-def shell_of(body: ResponsesRequest, response_id: str, created_at: int) -> dict[str, Any]:
+def head_of(body: ResponsesRequest, response_id: str, created_at: int) -> dict[str, Any]:
     """What a response object says that its log does not.
 
     Args:
@@ -88,20 +88,20 @@ class ResponseReader:
     """One response as its facts come.
 
     Args:
-        shell: of `shell_of`.
+        head: of `head_of`.
         results: the passages of a search are shown, as `include` asks.
 
     Attributes:
         status: up to now.
     """
 
-    def __init__(self, shell: dict[str, Any], *, results: bool = False) -> None:
-        self._shell = {name: value for name, value in shell.items() if name != "searches"}
-        self._searches = bool(shell["searches"])
+    def __init__(self, head: dict[str, Any], *, results: bool = False) -> None:
+        self._head = {name: value for name, value in head.items() if name != "searches"}
+        self._searches = bool(head["searches"])
         self._results = results
         self._number = 0
-        self.status: Status = "queued" if shell["background"] else "in_progress"
-        suffix = str(shell["id"]).removeprefix("resp_")
+        self.status: Status = "queued" if head["background"] else "in_progress"
+        suffix = str(head["id"]).removeprefix("resp_")
         self._message_id, self._search_id = f"msg_{suffix}", f"fs_{suffix}"
         self._searched: Searched | None = None
         self._filter: MarkerFilter | None = None
@@ -126,8 +126,8 @@ class ResponseReader:
         error = {"code": ended.code, "message": ended.message} if ended is not None and ended.code else None
         reason = {"reason": "max_output_tokens"} if self.status == "incomplete" else None
         return {
-            **self._shell,
-            "store": self._shell["store"] and (ended is None or ended.stored),
+            **self._head,
+            "store": self._head["store"] and (ended is None or ended.stored),
             "status": self.status,
             "completed_at": ended.at if ended is not None and self.status == "completed" else None,
             "error": error,
@@ -175,7 +175,7 @@ class ResponseReader:
 
     def opening(self) -> bytes:
         """The events before the first fact."""
-        names = ["response.created", *(["response.queued"] if self._shell["background"] else [])]
+        names = ["response.created", *(["response.queued"] if self._head["background"] else [])]
         return b"".join(self._with_body(name) for name in names)
 
     def add(self, fact: Fact) -> bytes:
