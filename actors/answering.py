@@ -7,12 +7,14 @@ for those who do not. Who the caller is was settled before; where tokens come fr
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from actors import telemetry
 from actors.engines.tokens import TokenCounter, counter_for, prompt_tokens
 from actors.errors import ContextLengthExceeded, InvalidRequest
+from actors.handles.embedder import EmbedderClient
 from actors.handles.model import Admission, ModelStream
 from actors.handles.models import ModelDirectory
 from actors.policies.prediction import OutputPredictor
@@ -21,7 +23,7 @@ from actors.rag import Context, RagStage, with_context
 from actors.stores.keys import AuthenticatedKey
 from actors.stores.limits import LimitStore, Reservation
 from actors.telemetry import StageClock
-from actors.types import GenerationCall, GenerationRequest, ModelCard, Principal, Usage
+from actors.types import Embeddings, GenerationCall, GenerationRequest, ModelCard, Principal, Usage
 
 _CARD_WAIT_S = 2.0  # a model that never had a replica is served without knowing its tokenizer
 _COUNT_IN_THREAD_CHARS = 50_000
@@ -183,6 +185,47 @@ class Answering:
             telemetry.count("shoal_tokens_total", usage.completion_tokens, model=model, direction="out")
 
 
+class EmbeddingCalls:
+    """Embeds for callers: reserves, embeds, settles.
+
+    Args:
+        embedder: the model.
+        limits: what callers may use.
+        timeout_s: for one call.
+    """
+
+    def __init__(self, embedder: EmbedderClient, limits: LimitStore, timeout_s: float) -> None:
+        self._embedder = embedder
+        self._limits = limits
+        self._timeout_s = timeout_s
+
+    async def embed(
+        self,
+        caller: AuthenticatedKey,
+        model: str,
+        inputs: Sequence[str] | Sequence[Sequence[int]],
+        dimensions: int | None,
+    ) -> Embeddings:
+        """Vectors of texts or token ids.
+
+        Raises:
+            InvalidRequest: from the model, about an input or the dimensions.
+            RateLimited: the caller's limits are used up.
+            Unavailable: the embedder is down.
+        """
+        reservation = await self._limits.reserve(caller, sum(_embedding_tokens(item) for item in inputs))
+        used = 0
+        try:
+            result = await self._embedder.embed(
+                inputs, kind="passage", dimensions=dimensions, timeout_s=self._timeout_s
+            )
+            used = result.tokens
+        finally:
+            await self._limits.settle(reservation, used)
+        telemetry.count("shoal_tokens_total", used, model=model, direction="in")
+        return result
+
+
 async def count(card: ModelCard | None, request: GenerationRequest) -> int:
     """Prompt tokens, as well as they can be known without the engine, which has the last word.
 
@@ -201,6 +244,10 @@ async def count(card: ModelCard | None, request: GenerationRequest) -> int:
             param="messages" if request.messages is not None else "prompt",
         )
     return tokens
+
+
+def _embedding_tokens(item: str | Sequence[int]) -> int:
+    return len(item) if not isinstance(item, str) else max(1, len(item.encode()) // 4)
 
 
 def _prompt_chars(request: GenerationRequest) -> int:

@@ -17,14 +17,16 @@ from typing import Any
 from ray import serve
 
 from actors import telemetry
-from actors.answering import Answering, Deadlines
+from actors.answering import Answering, Deadlines, EmbeddingCalls
 from actors.errors import ModelNotFound, PermissionDenied
 from actors.gateway_config import GatewayConfig, GatewayRoutes
 from actors.gateway_direct import DirectCalls
 from actors.handles.embedder import EmbedderClient
 from actors.handles.model import ModelStream
+from actors.policies.batches import BatchTask, Endpoint
 from actors.policies.responses import ResponseTask
 from actors.rag import RagStage
+from actors.stores.batches import Batches
 from actors.stores.catalog import Catalog
 from actors.stores.documents import DocumentStore
 from actors.stores.durable import FSYNC_TIMEOUT_S, DurableWrites
@@ -59,6 +61,7 @@ class Gateway(DirectCalls):
         documents: their bodies.
         jobs: where ingestion is enqueued.
         responses: those that are stored, and those that run in the background.
+        batches: files of requests.
     """
 
     def __init__(self, config: GatewayConfig) -> None:
@@ -76,6 +79,7 @@ class Gateway(DirectCalls):
             self._writes = connect(config.storage.effective_redis_url, timeout_s=FSYNC_TIMEOUT_S)
         self.jobs = JobLog(self._redis, durable=DurableWrites(self._writes, durability))
         self.responses = Responses(self._redis, self.jobs, config.responses)
+        self.batches = Batches(self._redis, self.jobs, config.responses.keep_s)
         self._keys = KeyStore(self._redis, self._pepper, config.auth)
         self._limits = LimitStore(self._redis, expected_gateways=config.expected_gateways)
         self._answering = Answering(
@@ -84,7 +88,7 @@ class Gateway(DirectCalls):
             RagStage(config.retrieval) if config.retrieval else None,
             Deadlines(default_s=config.default_timeout_s, longest_s=config.max_timeout_s),
         )
-        self._embedder = EmbedderClient(config.retrieval.app_name) if config.retrieval else None
+        self._embedder = self._embedding_calls()
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Take new routes; bad ones are reported and the old ones stay: raising would end the application."""
@@ -147,6 +151,29 @@ class Gateway(DirectCalls):
             tenant_limits=caller.tenant_limits,
         )
 
+    async def accept_batch(
+        self, caller: AuthenticatedKey, batch_id: str, endpoint: Endpoint, input_file_id: str
+    ) -> BatchTask:
+        """Count a batch; what is returned can run anywhere and at any time. Its lines count as they run.
+
+        Raises:
+            RateLimited: the caller's requests are used up.
+        """
+        _require(caller.principal, "inference")
+        await self._limits.reserve(caller, 0)
+        settings = self.config.retrieval
+        return BatchTask(
+            batch_id=batch_id,
+            principal=replace(caller.principal, priority=PriorityClass.BATCH),
+            endpoint=endpoint,
+            input_file_id=input_file_id,
+            cache_salt=self._cache_salt(caller.principal.tenant),
+            embedding_model=settings.embedding_model if settings else "",
+            aliases=self._routes.aliases,
+            limits=caller.limits,
+            tenant_limits=caller.tenant_limits,
+        )
+
     async def embed(
         self,
         caller: AuthenticatedKey,
@@ -168,19 +195,11 @@ class Gateway(DirectCalls):
         known = self.config.retrieval.embedding_model
         if self._routes.aliases.get(model, model) != known:
             raise ModelNotFound(f"the embedding model {model!r} does not exist; available: {known}", "model")
-        reservation = await self._limits.reserve(caller, sum(_embedding_tokens(item) for item in inputs))
         clock.enter("embed")
-        used = 0
         try:
-            result = await self._embedder.embed(
-                inputs, kind="passage", dimensions=dimensions, timeout_s=self.config.retrieval.embed_timeout_s
-            )
-            used = result.tokens
+            return await self._embedder.embed(caller, known, inputs, dimensions)
         finally:
             clock.enter("other")
-            self._answering.later(self._limits.settle(reservation, used))
-        telemetry.count("shoal_tokens_total", used, model=known, direction="in")
-        return result
 
     async def search(
         self, principal: Principal, query: RetrievalQuery, clock: StageClock | None = None
@@ -226,6 +245,12 @@ class Gateway(DirectCalls):
             await asyncio.gather(self._keys.aclose(), self._answering.aclose(), self.responses.aclose())
             await asyncio.gather(self._redis.aclose(), self._writes.aclose())
 
+    def _embedding_calls(self) -> EmbeddingCalls | None:
+        settings = self.config.retrieval
+        if settings is None:
+            return None
+        return EmbeddingCalls(EmbedderClient(settings.app_name), self._limits, settings.embed_timeout_s)
+
     def _prepared(self, call: GenerationCall, tenant: str) -> GenerationCall:
         """The call under the model's real name, with the salt that keeps tenants' prefixes apart."""
         request = replace(call.request, cache_salt=self._cache_salt(tenant))
@@ -250,7 +275,3 @@ def _principal(caller: AuthenticatedKey, call: GenerationCall) -> Principal:
 def _require(principal: Principal, scope: str) -> None:
     if scope not in principal.scopes and "admin" not in principal.scopes:
         raise PermissionDenied(f"this key lacks the scope {scope!r}; it has: {', '.join(principal.scopes)}")
-
-
-def _embedding_tokens(item: str | Sequence[int]) -> int:
-    return len(item) if not isinstance(item, str) else max(1, len(item.encode()) // 4)

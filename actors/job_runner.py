@@ -1,7 +1,8 @@
-"""`JobRunner`: the Serve deployment that does durable work: ingestion and background responses.
+"""`JobRunner`: the Serve deployment that does durable work: ingestion, background responses and batches.
 
 Nobody calls it: it takes its work from the job log and scales on how much is pending. This module only puts the
-parts together; the work is `actors.ingestion` and `actors.responder`, taking and settling jobs is `actors.job_loop`.
+parts together; the work is `actors.ingestion`, `actors.responder` and `actors.batcher`, taking and settling jobs is
+`actors.job_loop`.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import asyncio
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Protocol
 
 from pydantic import Field
 
-from actors.answering import Answering, Deadlines
+from actors.answering import Answering, Deadlines, EmbeddingCalls
+from actors.batcher import Batcher, LineApp
 from actors.engines.embedding import EmbeddingModelInfo, load_spans
 from actors.errors import ShoalError
 from actors.handles.embedder import EmbedderClient
@@ -25,6 +28,7 @@ from actors.policies.load import LoadSnapshot
 from actors.policies.responses import KIND as RESPONSES
 from actors.rag import RagStage, RetrievalSettings
 from actors.responder import Responder
+from actors.stores.batches import BatchLog
 from actors.stores.catalog import Catalog
 from actors.stores.config import StorageConfig
 from actors.stores.documents import DocumentStore
@@ -59,6 +63,20 @@ class ResponderConfig(JobLoopConfig):
     search_deadline_s: float = Field(default=10.0, gt=0, description="For retrieval; nobody waits for it.")
 
 
+class BatcherConfig(JobLoopConfig):
+    """How one runner works on batches."""
+
+    concurrency: int = Field(default=4, ge=1, le=64, description="Batches at the same time.")
+    lines: int = Field(default=32, ge=1, le=1024, description="Lines of one batch at the same time.")
+
+
+class Lines(LineApp, Protocol):
+    """A `LineApp` that is given what answers."""
+
+    def attach(self, answering: Answering, embeddings: EmbeddingCalls) -> None:
+        """Take it; called once."""
+
+
 class JobRunnerConfig(JobLoopConfig):
     """One deployment of job runners; the fields of the loop are ingestion's."""
 
@@ -71,6 +89,7 @@ class JobRunnerConfig(JobLoopConfig):
     parse: ParseLimits = Field(default_factory=ParseLimits, description="What one document may cost.")
     jobs: JobLogConfig = Field(default_factory=JobLogConfig, description="Leases and retention.")
     responses: ResponderConfig = Field(default_factory=ResponderConfig, description="Background responses.")
+    batches: BatcherConfig = Field(default_factory=BatcherConfig, description="Batches.")
 
 
 class JobRunner:
@@ -78,24 +97,36 @@ class JobRunner:
 
     Args:
         config: see `JobRunnerConfig`.
+        lines: answers lines of batches; wire formats are not this layer's.
     """
 
-    def __init__(self, config: JobRunnerConfig) -> None:
+    def __init__(self, config: JobRunnerConfig, lines: Lines) -> None:
         configure_logging()
         self._config = config
         url = config.storage.effective_redis_url
         self._redis = connect(url, timeout_s=_REDIS_TIMEOUT_S, client_name="shoal-jobs")
-        longest_s = max(config.poll_s, config.responses.poll_s)
+        longest_s = max(config.poll_s, config.responses.poll_s, config.batches.poll_s)
         self._blocking = connect(url, timeout_s=longest_s + _REDIS_TIMEOUT_S, client_name="shoal-jobs-wait")
         self._jobs = JobLog(self._redis, config.jobs, self._blocking)
         self._index = ChromaIndex(config.storage.effective_chroma_url)
         self._embedder = EmbedderClient(config.embedder_app)
         self._loop: JobLoop | None = None
+        self._limits = LimitStore(self._redis)
         self._answering = self._answers()
+        lines.attach(self._answering, EmbeddingCalls(self._embedder, self._limits, config.embed_timeout_s))
         self._notices = Notices(self._redis)
         log = ResponseLog(self._redis, self._notices)
         self._responses = JobLoop(self._jobs, Responder(self._answering, log), config.responses)
-        self._responses.start()
+        batcher = Batcher(
+            BatchLog(self._redis),
+            Catalog(self._redis),
+            DocumentStore(config.storage.effective_documents_url),
+            lines,
+            config.batches.lines,
+        )
+        self._batches = JobLoop(self._jobs, batcher, config.batches)
+        for loop in (self._responses, self._batches):
+            loop.start()
         self._cancelling = asyncio.get_running_loop().create_task(self._watch_cancellations())
         self._starting = asyncio.get_running_loop().create_task(self._start())
 
@@ -108,7 +139,7 @@ class JobRunner:
         """
         if self._starting.done():
             self._starting.result()
-        await self._responses.check_health()
+        await asyncio.gather(self._responses.check_health(), self._batches.check_health())
         if self._loop is not None:
             await self._loop.check_health()
 
@@ -132,7 +163,8 @@ class JobRunner:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        await asyncio.gather(*(loop.stop() for loop in (self._loop, self._responses) if loop is not None))
+        loops = (self._loop, self._responses, self._batches)
+        await asyncio.gather(*(loop.stop() for loop in loops if loop is not None))
         await asyncio.gather(self._answering.aclose(), self._notices.aclose())
         await asyncio.gather(self._redis.aclose(), self._blocking.aclose(), self._index.close())
 
@@ -162,7 +194,7 @@ class JobRunner:
         retrieval = RetrievalSettings(app_name=self._config.embedder_app, deadline_s=own.search_deadline_s)
         return Answering(
             f"jobs-{uuid.uuid4().hex[:12]}",
-            LimitStore(self._redis),
+            self._limits,
             RagStage(retrieval),
             Deadlines(default_s=own.attempt_timeout_s, longest_s=own.attempt_timeout_s),
         )

@@ -34,9 +34,9 @@ from actors.policies.responses import (
 )
 from actors.policies.retry import can_continue
 from actors.rag import Context
-from actors.stores.job_records import Lease
+from actors.stores.job_records import Lease, LeaseLost
 from actors.stores.keys import AuthenticatedKey
-from actors.stores.response_log import LeaseLost, ResponseLog
+from actors.stores.response_log import ResponseLog
 from actors.telemetry import StageClock
 from actors.types import GenerationCall, TokenDelta
 

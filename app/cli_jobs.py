@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from rich.table import Table
 
 from actors.errors import NotFound
+from actors.policies.batches import KIND as BATCH
 from actors.policies.ingestion import KIND as INGESTION
 from actors.policies.responses import KIND as RESPONSE
 from actors.stores.job_records import Job, JobStats
@@ -21,11 +22,11 @@ from actors.stores.jobs import JobLog
 from app.cli_output import CliError, one_line, print_json, say, stdout
 from app.cli_place import Config, DataDir, RedisUrl, place, run
 
-KINDS = (RESPONSE, INGESTION)
+KINDS = (RESPONSE, BATCH, INGESTION)
 
 app = typer.Typer(no_args_is_help=True, help="Durable jobs and dead letters.")
 
-JobId = Annotated[str, typer.Argument(help="Id of the job, or of the response that it makes.")]
+JobId = Annotated[str, typer.Argument(help="Id of the job, or of its response or batch.")]
 
 
 @app.command("list")
@@ -93,7 +94,7 @@ def replay(
 
 
 async def _found(log: JobLog, job_id: str) -> tuple[str, Job]:
-    bare = job_id.removeprefix("resp_")
+    bare = job_id.removeprefix("resp_").removeprefix("batch_")
     for kind in KINDS:
         try:
             return kind, await log.dead_letter(kind, bare)

@@ -14,6 +14,10 @@ import msgspec
 JobState = Literal["waiting", "leased", "done", "dead", "cancelled"]
 
 
+class LeaseLost(Exception):
+    """Somebody else owns the job, or it was cancelled: stop, and write nothing more."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lease:
     """One job in the hands of one runner."""

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 
 from actors.errors import NotFound, Unavailable
 from actors.policies.responses import KIND, Ended, Fact, decode_fact, encode_fact
-from actors.stores.job_records import Lease
+from actors.stores.job_records import Lease, LeaseLost
 from actors.stores.jobs import DEAD_KEPT, GROUP, key_of, record_of_job
 from actors.stores.notices import Inbox, Notices
 from actors.stores.redis import script, translated
@@ -27,10 +27,6 @@ _LOOK_S = 2.0  # a follower that hears nothing looks for itself
 _PAUSE_S = (0.05, 2.0)  # between two tries to write while Redis is away
 
 _WRITTEN, _LOST, _OTHER_LENGTH, _ENDED = 1, 0, 2, 3
-
-
-class LeaseLost(Exception):
-    """Somebody else owns the response, or it was cancelled: stop, and write nothing more."""
 
 
 def log_key(tenant: str, job_id: str) -> str:

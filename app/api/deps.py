@@ -125,6 +125,9 @@ class GatewayService(Protocol):
     async def accept(self, caller: Any, call: GenerationCall) -> Any:
         """Check a call that is to run in the background; returns the task that the job log takes."""
 
+    async def accept_batch(self, caller: Any, batch_id: str, endpoint: Any, input_file_id: str) -> Any:
+        """Check and count a batch; returns the task that the job log takes."""
+
     async def embed(
         self, caller: Any, model: str, texts: Inputs, clock: StageClock, dimensions: int | None = None
     ) -> Embeddings:
@@ -144,6 +147,7 @@ class Services(Protocol):
     documents: Any
     jobs: Any
     responses: Any
+    batches: Any
 
     async def search(
         self, principal: Principal, query: RetrievalQuery, clock: StageClock | None = None
@@ -210,6 +214,10 @@ class Session:
     async def accept(self, call: GenerationCall) -> Any:
         """Check a call that is to run in the background."""
         return await self.gateway.accept(self.caller, call)
+
+    async def accept_batch(self, batch_id: str, endpoint: Any, input_file_id: str) -> Any:
+        """Check and count a batch; returns the task that the job log takes."""
+        return await self.gateway.accept_batch(self.caller, batch_id, endpoint, input_file_id)
 
 
 async def _session(request: Request, scope: str | None) -> Session:

@@ -24,7 +24,7 @@ from actors.types import GenerationCall, Message
 from app.api.deps import InferenceSession, Services, Session, body_of, read_json, services, timeout_s
 from app.api.errors import JsonResponse
 from app.api.response_stream import FollowedAnswer, LiveAnswer, ResponseEventStream
-from app.schemas.response_events import ResponseReader, input_items, head_of
+from app.schemas.response_events import ResponseReader, head_of, input_items
 from app.schemas.responses import ResponsesRequest
 
 router = APIRouter(tags=["Responses"])
@@ -97,7 +97,7 @@ async def _wanted(request: Request, call: ResponsesCall, body: ResponsesRequest)
         background=bool(body.background),
         mark=hashlib.sha256(await request.body()).hexdigest(),
     )
-    key = _idempotency_key(request)
+    key = idempotency_key(request)
     if key is not None and body.store is False:
         raise InvalidRequest("'Idempotency-Key' needs 'store': the same answer must be there again", "store")
     return _Wanted(id=response_id, body=body, call=made, stored=stored, key=key)
@@ -206,7 +206,12 @@ async def _history(call: ResponsesCall, previous_id: str) -> tuple[Message, ...]
     return (*previous.history, Message(role="assistant", content=reader.text))
 
 
-def _idempotency_key(request: Request) -> str | None:
+def idempotency_key(request: Request) -> str | None:
+    """The caller's `Idempotency-Key`.
+
+    Raises:
+        InvalidRequest: it is too long, or not printable.
+    """
     key = request.headers.get("idempotency-key")
     if key is None:
         return None

@@ -13,10 +13,11 @@ from actors.errors import Conflict, InvalidRequest, NotFound
 from actors.local_services import ValkeyServer, ValkeyServerConfig
 from actors.policies.responses import KIND, Began, Ended, ResponseTask, Said
 from actors.stores.config import StorageConfig
+from actors.stores.job_records import LeaseLost
 from actors.stores.jobs import JobLog, JobLogConfig
 from actors.stores.notices import Notices
 from actors.stores.redis import connect
-from actors.stores.response_log import LeaseLost, ResponseLog
+from actors.stores.response_log import ResponseLog
 from actors.stores.responses import Responses, ResponsesConfig, StoredResponse
 from actors.types import GenerationCall, GenerationRequest, Message, Principal, TokenDelta
 
