@@ -34,6 +34,7 @@ from actors.stores.catalog import Catalog
 from actors.stores.catalog_records import FileRecord
 from actors.stores.documents import DocumentStore
 from actors.stores.job_records import Lease, LeaseLost
+from actors.webhooks import WebhookOutbox
 
 _NOTE_EVERY_S = 1.0  # what a crash makes run again
 _PART_BYTES = 4_000_000
@@ -42,7 +43,8 @@ _TRIES = 5  # of a line that fails in ways that may pass
 _MOST_PAUSE_S = 30.0
 _SHOWN_ERRORS = 100  # of an invalid file
 
-Outcome = Literal["completed", "failed", "expired", "cancelled", "lost"]
+End = Literal["completed", "expired", "cancelled"]
+Outcome = End | Literal["failed", "lost"]
 
 
 class LineApp(Protocol):
@@ -75,19 +77,28 @@ class Batcher:
         catalog: where the files are known.
         documents: where they are.
         app: answers lines.
+        webhooks: tells of their ends.
         concurrency: lines of one batch at the same time.
     """
 
     kind = KIND
     subject = "this batch"
 
-    def __init__(
-        self, log: BatchLog, catalog: Catalog, documents: DocumentStore, app: LineApp, concurrency: int
+    def __init__(  # noqa: PLR0913  what it is put together from
+        self,
+        *,
+        log: BatchLog,
+        catalog: Catalog,
+        documents: DocumentStore,
+        app: LineApp,
+        webhooks: WebhookOutbox,
+        concurrency: int,
     ) -> None:
         self._log = log
         self._catalog = catalog
         self._documents = documents
         self._app = app
+        self._webhooks = webhooks
         self._concurrency = concurrency
 
     def task(self, lease: Lease) -> BatchJob:
@@ -110,6 +121,7 @@ class Batcher:
         errors = _errors([{"code": "server_error", "message": message, "line": None, "param": None}])
         with suppress(LeaseLost):
             fields = {"status": "failed", "failed_at": _now(), "errors": errors}
+            await self._webhooks.announce(tenant, "batch.failed", job.task.batch_id)
             await self._log.note(job.lease, fields, outcome="dead", error=message)
 
     async def _run(self, tenant: str, job: BatchJob) -> Outcome:
@@ -119,6 +131,7 @@ class Batcher:
             total, problems = await self._validate(tenant, task)
             if problems:
                 fields = {"status": "failed", "failed_at": _now(), "errors": _errors(problems)}
+                await self._webhooks.announce(tenant, "batch.failed", task.batch_id)
                 await self._log.note(lease, fields, outcome="done")
                 return "failed"
             fields = {"status": "in_progress", "in_progress_at": _now(), "total": total}
@@ -272,7 +285,7 @@ class Batcher:
         lease = job.lease
         if time.monotonic() > work.deadline:
             await self._expire_rest(tenant, job, work)
-        end: Outcome = "expired" if time.monotonic() > work.deadline else "completed"
+        end: End = "expired" if time.monotonic() > work.deadline else "completed"
         if await self._log.note(lease, {"status": "finalizing", "finalizing_at": _now()}) == "cancelling":
             end = "cancelled"
         parts = await self._log.parts(lease)
@@ -281,6 +294,7 @@ class Batcher:
             names = [part for part in parts if part.startswith(kind)]
             if names:
                 fields[f"{name}_file_id"] = await self._publish(tenant, job, name, names)
+        await self._webhooks.announce(tenant, f"batch.{end}", job.task.batch_id)
         await self._log.note(lease, fields, outcome="done")
         for part in parts:
             await self._documents.delete_source(tenant, part)

@@ -11,6 +11,7 @@ import asyncio
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 from pydantic import Field
@@ -40,6 +41,7 @@ from actors.stores.redis import connect
 from actors.stores.response_log import CANCELLED, ResponseLog
 from actors.telemetry import configure_logging, logger
 from actors.types import Embeddings
+from actors.webhooks import WebhookConfig, WebhookOutbox, WebhookSender
 
 _REDIS_TIMEOUT_S = 5.0  # nobody waits for a job's commands: patience costs less than trying again
 _INFO_TIMEOUT_S = 5.0
@@ -70,6 +72,25 @@ class BatcherConfig(JobLoopConfig):
     lines: int = Field(default=32, ge=1, le=1024, description="Lines of one batch at the same time.")
 
 
+@dataclass(frozen=True, slots=True)
+class Endings:
+    """Whether what a webhook tells is true already."""
+
+    responses: ResponseLog
+    batches: BatchLog
+
+    async def has_ended(self, tenant: str, subject: str) -> bool:
+        """Whether a response or a batch is final.
+
+        Raises:
+            NotFound: there is no such thing any more.
+        """
+        kind, _, job_id = subject.partition("_")
+        if kind == "resp":
+            return await self.responses.has_ended(tenant, job_id)
+        return await self.batches.has_ended(tenant, job_id)
+
+
 class Lines(LineApp, Protocol):
     """A `LineApp` that is given what answers."""
 
@@ -89,6 +110,9 @@ class JobRunnerConfig(JobLoopConfig):
     parse: ParseLimits = Field(default_factory=ParseLimits, description="What one document may cost.")
     jobs: JobLogConfig = Field(default_factory=JobLogConfig, description="Leases and retention.")
     responses: ResponderConfig = Field(default_factory=ResponderConfig, description="Background responses.")
+    webhooks: WebhookConfig = Field(
+        default_factory=WebhookConfig, description="Who is told of responses and batches that ended."
+    )
     batches: BatcherConfig = Field(default_factory=BatcherConfig, description="Batches.")
 
 
@@ -116,16 +140,22 @@ class JobRunner:
         lines.attach(self._answering, EmbeddingCalls(self._embedder, self._limits, config.embed_timeout_s))
         self._notices = Notices(self._redis)
         log = ResponseLog(self._redis, self._notices)
-        self._responses = JobLoop(self._jobs, Responder(self._answering, log), config.responses)
+        outbox, batch_log = WebhookOutbox(self._jobs, config.webhooks), BatchLog(self._redis)
+        self._responses = JobLoop(self._jobs, Responder(self._answering, log, outbox), config.responses)
         batcher = Batcher(
-            BatchLog(self._redis),
-            Catalog(self._redis),
-            DocumentStore(config.storage.effective_documents_url),
-            lines,
-            config.batches.lines,
+            log=batch_log,
+            catalog=Catalog(self._redis),
+            documents=DocumentStore(config.storage.effective_documents_url),
+            app=lines,
+            webhooks=outbox,
+            concurrency=config.batches.lines,
         )
         self._batches = JobLoop(self._jobs, batcher, config.batches)
-        for loop in (self._responses, self._batches):
+        self._sender = WebhookSender(config.webhooks, Endings(log, batch_log).has_ended)
+        webhooks = JobLoopConfig(concurrency=8, give_up_after_s=config.webhooks.give_up_after_s)
+        self._webhooks = JobLoop(self._jobs, self._sender, webhooks)
+        self._always = (self._responses, self._batches, self._webhooks)
+        for loop in self._always:
             loop.start()
         self._cancelling = asyncio.get_running_loop().create_task(self._watch_cancellations())
         self._starting = asyncio.get_running_loop().create_task(self._start())
@@ -139,7 +169,7 @@ class JobRunner:
         """
         if self._starting.done():
             self._starting.result()
-        await asyncio.gather(self._responses.check_health(), self._batches.check_health())
+        await asyncio.gather(*(loop.check_health() for loop in self._always))
         if self._loop is not None:
             await self._loop.check_health()
 
@@ -163,9 +193,9 @@ class JobRunner:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        loops = (self._loop, self._responses, self._batches)
+        loops = (self._loop, *self._always)
         await asyncio.gather(*(loop.stop() for loop in loops if loop is not None))
-        await asyncio.gather(self._answering.aclose(), self._notices.aclose())
+        await asyncio.gather(self._answering.aclose(), self._notices.aclose(), self._sender.aclose())
         await asyncio.gather(self._redis.aclose(), self._blocking.aclose(), self._index.close())
 
     async def __del__(self) -> None:

@@ -33,12 +33,14 @@ from actors.policies.responses import (
     told,
 )
 from actors.policies.retry import can_continue
+from actors.policies.webhooks import EventType
 from actors.rag import Context
 from actors.stores.job_records import Lease, LeaseLost
 from actors.stores.keys import AuthenticatedKey
 from actors.stores.response_log import ResponseLog
 from actors.telemetry import StageClock
 from actors.types import GenerationCall, TokenDelta
+from actors.webhooks import WebhookOutbox
 
 Outcome = Literal["completed", "incomplete", "failed", "cancelled", "dead", "lost"]
 
@@ -57,14 +59,16 @@ class Responder:
     Args:
         answering: makes answers.
         log: where they go.
+        webhooks: tells of their ends.
     """
 
     kind = KIND
     subject = "this response"
 
-    def __init__(self, answering: Answering, log: ResponseLog) -> None:
+    def __init__(self, answering: Answering, log: ResponseLog, webhooks: WebhookOutbox) -> None:
         self._answering = answering
         self._log = log
+        self._webhooks = webhooks
 
     def task(self, lease: Lease) -> ResponseJob:
         """What a job asks for."""
@@ -77,7 +81,7 @@ class Responder:
             ShoalError: a part is down or full; another attempt goes on from here.
         """
         so_far = told(await self._log.read(tenant, job.lease.job_id))
-        writer = _Writer(self._log, job.lease, so_far.entries)
+        writer = _Writer(self._log, self._webhooks, job.lease, so_far.entries)
         try:
             return await self._answer(job, so_far, writer)
         except LeaseLost:
@@ -94,7 +98,7 @@ class Responder:
         """End it as failed, and keep it among the dead letters."""
         entries = len(await self._log.read(tenant, job.lease.job_id))
         try:
-            await _Writer(self._log, job.lease, entries).bury(message)
+            await _Writer(self._log, self._webhooks, job.lease, entries).bury(message)
         except LeaseLost:
             return
 
@@ -141,8 +145,9 @@ class Responder:
 class _Writer:
     """Writes one log, as long as the lease is held."""
 
-    def __init__(self, log: ResponseLog, lease: Lease, entries: int) -> None:
+    def __init__(self, log: ResponseLog, webhooks: WebhookOutbox, lease: Lease, entries: int) -> None:
         self._log = log
+        self._webhooks = webhooks
         self._lease = lease
         self._entries = entries
 
@@ -151,13 +156,19 @@ class _Writer:
 
     async def end(self, ended: Ended, *before: Fact) -> Outcome:
         """The last facts and the acknowledgement are one step."""
+        await self._announce(ended)
         await self._log.append(self._lease, self._entries, (*before, ended), "done")
         return ended.status  # type: ignore[return-value]  # one of the statuses that end
 
     async def bury(self, message: str) -> Outcome:
         ended = Ended(status="failed", code="server_error", message=message, at=int(time.time()))
+        await self._announce(ended)
         await self._log.append(self._lease, self._entries, (ended,), "dead", message)
         return "dead"
+
+    async def _announce(self, ended: Ended) -> None:
+        event: EventType = f"response.{ended.status}"  # type: ignore[assignment]  # cancelled is not its owner's
+        await self._webhooks.announce(self._lease.tenant, event, f"resp_{self._lease.job_id}")
 
 
 async def _write(stream: ModelStream, writer: _Writer) -> Outcome:

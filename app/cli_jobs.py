@@ -17,12 +17,13 @@ from actors.errors import NotFound
 from actors.policies.batches import KIND as BATCH
 from actors.policies.ingestion import KIND as INGESTION
 from actors.policies.responses import KIND as RESPONSE
+from actors.policies.webhooks import KIND as WEBHOOK
 from actors.stores.job_records import Job, JobStats
 from actors.stores.jobs import JobLog
 from app.cli_output import CliError, one_line, print_json, say, stdout
 from app.cli_place import Config, DataDir, RedisUrl, place, run
 
-KINDS = (RESPONSE, BATCH, INGESTION)
+KINDS = (RESPONSE, BATCH, WEBHOOK, INGESTION)
 
 app = typer.Typer(no_args_is_help=True, help="Durable jobs and dead letters.")
 

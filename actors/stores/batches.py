@@ -196,6 +196,18 @@ class BatchLog:
         return cast(Status, status.decode()), int(total)
 
     @translated("batches")
+    async def has_ended(self, tenant: str, job_id: str) -> bool:
+        """Whether a batch is final.
+
+        Raises:
+            NotFound: there is none.
+        """
+        status = await self._redis.hget(record_of_job(KIND, tenant, job_id), "status")
+        if status is None:
+            raise NotFound("no such batch")
+        return status in (b"completed", b"failed", b"expired", b"cancelled")
+
+    @translated("batches")
     async def done(self, lease: Lease) -> bytes:
         """A bitmap of the lines that have a result."""
         found: bytes = await self._redis.get(key_of(KIND, "done", lease.tenant, lease.job_id)) or b""

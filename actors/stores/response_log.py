@@ -58,6 +58,18 @@ class ResponseLog:
             if len(rows) < _AT_ONCE:
                 return found
 
+    @translated("responses")
+    async def has_ended(self, tenant: str, job_id: str) -> bool:
+        """Whether a response is final.
+
+        Raises:
+            NotFound: there is none.
+        """
+        if not await self._exists(tenant, job_id):
+            raise NotFound("the response was deleted")
+        last = await self._redis.lindex(log_key(tenant, job_id), -1)
+        return last is not None and isinstance(decode_fact(last), Ended)
+
     async def follow(self, tenant: str, job_id: str, start: int = 0) -> AsyncIterator[list[Fact]]:
         """Facts from index `start` on as they come, in lists, up to the last one; an empty list: still waiting.
 

@@ -33,6 +33,7 @@ from actors.types import (
     TokenDelta,
     Usage,
 )
+from actors.webhooks import WebhookConfig, WebhookOutbox
 
 WORDS = [f"w{n} " for n in range(12)]
 PASSAGE = Passage(chunk_id="c", file_id="f", filename="a.txt", vector_store_id="vs", text="t", score=1.0)
@@ -99,7 +100,11 @@ class World:
         self.answers = Answers()
 
     def loop(self, **config):
-        responder = Responder(self.answers, ResponseLog(self.redis, self.notices))
+        responder = Responder(
+            self.answers,
+            ResponseLog(self.redis, self.notices),
+            WebhookOutbox(self.jobs, WebhookConfig()),
+        )
         return JobLoop(self.jobs, responder, JobLoopConfig(poll_s=0.05, **config))
 
     async def accept(self, *, timeout_s=None, retrieval=None, **request):
