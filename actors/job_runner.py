@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 from pydantic import Field
 
@@ -91,11 +90,7 @@ class Endings:
         return await self.batches.has_ended(tenant, job_id)
 
 
-class Lines(LineApp, Protocol):
-    """A `LineApp` that is given what answers."""
-
-    def attach(self, answering: Answering, embeddings: EmbeddingCalls) -> None:
-        """Take it; called once."""
+MakesLines = Callable[[Answering, EmbeddingCalls], LineApp]
 
 
 class JobRunnerConfig(JobLoopConfig):
@@ -121,10 +116,10 @@ class JobRunner:
 
     Args:
         config: see `JobRunnerConfig`.
-        lines: answers lines of batches; wire formats are not this layer's.
+        lines: makes what answers lines of batches; wire formats are not this layer's.
     """
 
-    def __init__(self, config: JobRunnerConfig, lines: Lines) -> None:
+    def __init__(self, config: JobRunnerConfig, lines: MakesLines) -> None:
         configure_logging()
         self._config = config
         url = config.storage.effective_redis_url
@@ -137,7 +132,7 @@ class JobRunner:
         self._loop: JobLoop | None = None
         self._limits = LimitStore(self._redis)
         self._answering = self._answers()
-        lines.attach(self._answering, EmbeddingCalls(self._embedder, self._limits, config.embed_timeout_s))
+        embeddings = EmbeddingCalls(self._embedder, self._limits, config.embed_timeout_s)
         self._notices = Notices(self._redis)
         log = ResponseLog(self._redis, self._notices)
         outbox, batch_log = WebhookOutbox(self._jobs, config.webhooks), BatchLog(self._redis)
@@ -146,7 +141,7 @@ class JobRunner:
             log=batch_log,
             catalog=Catalog(self._redis),
             documents=DocumentStore(config.storage.effective_documents_url),
-            app=lines,
+            app=lines(self._answering, embeddings),
             webhooks=outbox,
             concurrency=config.batches.lines,
         )

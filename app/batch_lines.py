@@ -1,7 +1,7 @@
 """Answers the lines of batches with the same wire models as the HTTP routes: what `actors.batcher` calls a `LineApp`.
 
-`app.main` hands `BatchLines` to the job runner, which gives it `attach` what it needs: the runner lives in `actors` and
-knows no wire format. Streams make no sense in a file and are refused.
+`app.main` hands `BatchLines` to the job runner, which makes one: the runner lives in `actors` and knows no wire format.
+Streams make no sense in a file and are refused.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class BatchLines:
-    """Stateless until it is attached."""
+    """Answers lines.
 
-    def __init__(self) -> None:
-        self._answering: Answering | None = None
-        self._embeddings: EmbeddingCalls | None = None
+    Args:
+        answering: makes answers.
+        embeddings: makes vectors.
+    """
 
-    def attach(self, answering: Answering, embeddings: EmbeddingCalls) -> None:
-        """Take what answers and embeds; called once, in the runner's process."""
+    def __init__(self, answering: Answering, embeddings: EmbeddingCalls) -> None:
         self._answering, self._embeddings = answering, embeddings
 
     async def answer(self, task: BatchTask, body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -103,7 +103,7 @@ class BatchLines:
     async def _embedding(self, task: BatchTask, body: Mapping[str, Any]) -> Mapping[str, Any]:
         asked = _parsed(EmbeddingsRequest, body)
         known = task.embedding_model
-        if task.aliases.get(asked.model, asked.model) != known or not known or self._embeddings is None:
+        if task.aliases.get(asked.model, asked.model) != known or not known:
             raise ModelNotFound(
                 f"the embedding model {asked.model!r} does not exist; available: {known}", "model"
             )
@@ -149,7 +149,6 @@ class BatchLines:
         return reader.body()
 
     async def _generate(self, task: BatchTask, call: GenerationCall) -> ModelStream:
-        assert self._answering is not None, "attached before the first job"  # noqa: S101  a bug of the wiring
         request = replace(call.request, cache_salt=task.cache_salt)
         model = task.aliases.get(call.model, call.model)
         made = replace(call, model=model, request=request, whole=True)

@@ -101,5 +101,5 @@ def build_retrieval(args: RetrievalArgs) -> Application:
     retriever = serve.deployment(name=RETRIEVER_DEPLOYMENT, **_COMMON)(Retriever)
     return retriever.bind(
         args.with_storage(args.retriever),
-        beside=(embedder, runner.bind(args.with_storage(args.jobs), BatchLines())),
+        beside=(embedder, runner.bind(args.with_storage(args.jobs), BatchLines)),
     )

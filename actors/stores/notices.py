@@ -19,6 +19,8 @@ from actors.telemetry import logger
 
 _RECONNECT_S = 0.5
 _WATCH_S = 5.0  # one read of the connection; nothing depends on it
+_CANCEL_AGAIN_S = 0.5
+_ALWAYS = "shoal:notices"  # nothing is published there: redis-py cannot read without a subscription
 _UNREAD = 256  # notices that wait for one slow listener; then it has to look for itself
 _log = logger("stores.notices")
 
@@ -87,10 +89,10 @@ class Notices:
 
     async def aclose(self) -> None:
         """Stop listening."""
-        if self._listener is not None:
-            self._listener.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._listener
+        listener, self._listener = self._listener, None
+        while listener is not None and not listener.done():
+            listener.cancel()  # again: redis-py waits in ways that lose a cancellation (cpython gh-86296)
+            await asyncio.wait((listener,), timeout=_CANCEL_AGAIN_S)
 
     async def _listen(self) -> None:
         while True:
@@ -102,8 +104,7 @@ class Notices:
 
     async def _listen_once(self) -> None:
         async with self._redis.pubsub(ignore_subscribe_messages=True) as subscription:
-            if self._inboxes:
-                await subscription.subscribe(*self._inboxes)
+            await subscription.subscribe(_ALWAYS, *self._inboxes)
             self._subscription = subscription
             try:
                 while True:

@@ -103,7 +103,7 @@ async def test_a_runner_ingests_into_chroma_what_was_attached_before_it_came(sto
         await catalog.store_files.attach(T, store.id, wanted, jobs)
 
         config = JobRunnerConfig(storage=storage, poll_s=0.2, jobs=JobLogConfig(lease_s=2))
-        runner = Runner(config, BatchLines())
+        runner = Runner(config, BatchLines)
         await runner.check_health()
         assert LoadSnapshot.from_stats(await runner.record_autoscaling_stats()).queued == 1.0
         async with asyncio.timeout(20):

@@ -217,7 +217,7 @@ async def test_other_tenants_and_wrong_ids_find_nothing(responses):
     response_id = await accepted(responses)
     for tenant, wrong in (("other", response_id), ("acme", "resp_1"), ("acme", response_id[5:])):
         for call in (responses.get, responses.find, responses.facts):
-            if tenant == "other" and call is not responses.get:
+            if tenant == "other" and call != responses.get:
                 assert not await call(tenant, wrong)
             else:
                 with pytest.raises(NotFound):
