@@ -7,6 +7,7 @@ import openai
 import pytest
 
 from tests.chaos import faults
+from tests.chaos.load import words
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
@@ -19,9 +20,14 @@ async def client(scripted):
         yield client
 
 
+def said(text, **body):
+    """A line that is answered with its text."""
+    messages = [{"role": "user", "content": text}]
+    return ("/v1/chat/completions", {"model": MODEL, "messages": messages, "temperature": 0, **body})
+
+
 def chat(number, **body):
-    messages = [{"role": "user", "content": f"line number {number}"}]
-    return ("/v1/chat/completions", {"model": MODEL, "messages": messages, **body})
+    return said(f"line number {number}", **body)
 
 
 async def submitted(client, requests, endpoint=None, **more):
@@ -80,7 +86,7 @@ async def test_every_line_has_its_answer_or_its_error(client):
 
 
 @pytest.mark.parametrize(
-    ("url", "body", "said"),
+    ("url", "body", "content"),
     [
         ("/v1/completions", {"model": MODEL, "prompt": "one two"}, lambda body: body["choices"][0]["text"]),
         (
@@ -95,11 +101,11 @@ async def test_every_line_has_its_answer_or_its_error(client):
         ),
     ],
 )
-async def test_the_other_endpoints_answer_lines_too(client, url, body, said):
+async def test_the_other_endpoints_answer_lines_too(client, url, body, content):
     done = await ended(client, await submitted(client, [(url, body)] * 2))
     assert (done.status, done.error_file_id) == ("completed", None)
     for line in (await results(client, done.output_file_id)).values():
-        assert said(line["response"]["body"])
+        assert content(line["response"]["body"])
 
 
 async def test_an_invalid_file_fails_as_a_whole_and_says_where(client):
@@ -120,9 +126,7 @@ async def test_an_invalid_file_fails_as_a_whole_and_says_where(client):
 
 
 async def test_a_cancelled_batch_keeps_what_it_has(client):
-    long = "word " * 3000
-    slow = [("/v1/completions", {"model": MODEL, "prompt": long, "max_tokens": 3000}) for _ in range(100)]
-    batch = await submitted(client, [("/v1/completions", {"model": MODEL, "prompt": "short"}), *slow])
+    batch = await submitted(client, [chat(0), *(said(words(n, 3000)) for n in range(100))])
     async with asyncio.timeout(60):
         while (await client.batches.retrieve(batch.id)).request_counts.completed < 1:
             await asyncio.sleep(0.1)
@@ -136,7 +140,7 @@ async def test_a_cancelled_batch_keeps_what_it_has(client):
 
 @pytest.mark.chaos
 async def test_a_batch_survives_its_runner_and_answers_each_line_once(scripted, client):
-    batch = await submitted(client, [chat(n, max_completion_tokens=40) for n in range(400)])
+    batch = await submitted(client, [said(words(n, 100)) for n in range(400)])
     async with asyncio.timeout(60):
         while not 0 < (await client.batches.retrieve(batch.id)).request_counts.completed < 400:
             await asyncio.sleep(0.05)
@@ -145,5 +149,6 @@ async def test_a_batch_survives_its_runner_and_answers_each_line_once(scripted, 
     done = await ended(client, batch)
     assert (done.status, done.request_counts.completed, done.request_counts.failed) == ("completed", 400, 0)
     answers = await results(client, done.output_file_id)
-    assert set(answers) == {f"l{n}" for n in range(400)}
+    texts = [answers[f"l{n}"]["response"]["body"]["choices"][0]["message"]["content"] for n in range(400)]
+    assert texts == [words(n, 100) for n in range(400)]
     scripted.wait_for("retrieval")
