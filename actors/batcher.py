@@ -12,7 +12,7 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -29,6 +29,7 @@ from actors.policies.batches import (
     BatchTask,
     parse_line,
 )
+from actors.policies.webhooks import EventType
 from actors.stores.batches import BatchLog, Part
 from actors.stores.catalog import Catalog
 from actors.stores.catalog_records import FileRecord
@@ -43,8 +44,14 @@ _TRIES = 5  # of a line that fails in ways that may pass
 _MOST_PAUSE_S = 30.0
 _SHOWN_ERRORS = 100  # of an invalid file
 
+Fields = dict[str, str | int | bytes]
 End = Literal["completed", "expired", "cancelled"]
 Outcome = End | Literal["failed", "lost"]
+
+
+_EVENTS: dict[End, EventType] = {
+    "completed": "batch.completed", "expired": "batch.expired", "cancelled": "batch.cancelled",
+}  # fmt: skip
 
 
 class LineApp(Protocol):
@@ -120,12 +127,13 @@ class Batcher:
         """Show it as failed, and keep it among the dead letters."""
         errors = _errors([{"code": "server_error", "message": message, "line": None, "param": None}])
         with suppress(LeaseLost):
-            fields = {"status": "failed", "failed_at": _now(), "errors": errors}
+            fields: Fields = {"status": "failed", "failed_at": _now(), "errors": errors}
             await self._webhooks.announce(tenant, "batch.failed", job.task.batch_id)
             await self._log.note(job.lease, fields, outcome="dead", error=message)
 
     async def _run(self, tenant: str, job: BatchJob) -> Outcome:
         lease, task = job.lease, job.task
+        fields: Fields
         status, total = await self._log.state(lease)
         if not total and status != "cancelling":
             total, problems = await self._validate(tenant, task)
@@ -173,15 +181,15 @@ class Batcher:
             wrong(None, BadLine("empty_file", "the input file has no lines"))
         return number, problems
 
-    async def _lines(self, tenant: str, file_id: str) -> AsyncIterator[tuple[int, bytes]]:
+    async def _lines(self, tenant: str, file_id: str) -> AsyncGenerator[tuple[int, bytes], None]:
         """The lines that are not blank, with their places among them.
 
         Raises:
             BadLine: one is too long, or they are too many.
         """
         held, index = b"", 0
-        async with aclosing(self._documents.read_source(tenant, file_id)) as pieces:
-            async for piece in _and_last(pieces):
+        async with aclosing(_and_last(self._documents.read_source(tenant, file_id))) as pieces:
+            async for piece in pieces:
                 *whole, held = (held + piece).split(b"\n") if piece is not None else [held, b""]
                 if len(held) > MOST_LINE_BYTES:
                     raise BadLine("line_too_long", f"line {index + 1} has more than {MOST_LINE_BYTES} bytes")
@@ -289,12 +297,12 @@ class Batcher:
         if await self._log.note(lease, {"status": "finalizing", "finalizing_at": _now()}) == "cancelling":
             end = "cancelled"
         parts = await self._log.parts(lease)
-        fields: dict[str, str | int | bytes] = {"status": end, f"{end}_at": _now()}
+        fields: Fields = {"status": end, f"{end}_at": _now()}
         for kind, name in (("good", "output"), ("bad", "error")):
             names = [part for part in parts if part.startswith(kind)]
             if names:
                 fields[f"{name}_file_id"] = await self._publish(tenant, job, name, names)
-        await self._webhooks.announce(tenant, f"batch.{end}", job.task.batch_id)
+        await self._webhooks.announce(tenant, _EVENTS[end], job.task.batch_id)
         await self._log.note(lease, fields, outcome="done")
         for part in parts:
             await self._documents.delete_source(tenant, part)
@@ -368,7 +376,7 @@ class _Work:
         return good, [(index, line) for well, index, line in results if not well]
 
 
-async def _and_last(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes | None]:
+async def _and_last(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes | None, None]:
     async for piece in pieces:
         yield piece
     yield None

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 from starlette.types import Send
 
 from actors.errors import EngineFailed, ShoalError
-from actors.policies.responses import Began, Ended, Fact, Said, Searched, failed, finished, merged
+from actors.policies.responses import Began, Ended, Fact, Said, Searched, failed, finished
+from actors.types import TokenDelta
 from app.api.context import log_unexpected
 from app.api.deps import GenerationStream
 from app.schemas.response_events import ResponseReader
@@ -66,15 +67,14 @@ class LiveAnswer:
         """The facts; failures are facts, too."""
         yield list(self._facts)
         ended: Ended | None = None
-        finish: list[Any] = []
+        finish: list[TokenDelta] = []
         try:
             async for delta in self._stream:
-                deltas = [delta, *self._stream.take_ready()]
-                said = Said(merged(deltas))
+                said = Said(delta)
                 self._facts.append(said)
                 yield [said]
-                ended = finished([*finish, *deltas], int(time.time()))
-                finish = [one for one in deltas if one.finish_reason] or finish
+                ended = finished([*finish, delta], int(time.time()))
+                finish = [delta] if delta.finish_reason else finish
             if ended is None:
                 raise EngineFailed("the engine ended before the answer was complete; try again")  # noqa: TRY301
         except Exception as error:
