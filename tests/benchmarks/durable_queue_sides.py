@@ -131,7 +131,12 @@ def _celery(path: str):
     from celery import Celery
 
     app = Celery("bench", broker=f"redis+socket://{path}")
-    app.conf.update(task_acks_late=True, task_ignore_result=True, worker_prefetch_multiplier=4)
+    app.conf.update(
+        task_acks_late=True,
+        task_ignore_result=True,
+        worker_prefetch_multiplier=4,
+        worker_redirect_stdouts=False,
+    )
     return app
 
 
