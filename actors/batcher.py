@@ -15,7 +15,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import msgspec
 
@@ -42,6 +42,7 @@ _PART_BYTES = 4_000_000
 _MOST_BUFFERED_BYTES = 16_000_000  # results that wait for a slow store; then lines wait
 _TRIES = 5  # of a line that fails in ways that may pass
 _MOST_PAUSE_S = 30.0
+_LINES_PER_TURN = 256  # a few milliseconds; then others have their turn
 _SHOWN_ERRORS = 100  # of an invalid file
 
 Fields = dict[str, str | int | bytes]
@@ -134,6 +135,8 @@ class Batcher:
     async def _run(self, tenant: str, job: BatchJob) -> Outcome:
         lease, task = job.lease, job.task
         fields: Fields
+        if (end := await self._log.end(lease)) is not None:
+            return await self._close(tenant, job, cast(End, end))
         status, total = await self._log.state(lease)
         if not total and status != "cancelling":
             total, problems = await self._validate(tenant, task)
@@ -200,6 +203,8 @@ class Batcher:
                         raise BadLine("too_many_lines", f"a batch has at most {MOST_LINES} lines")
                     yield index, raw
                     index += 1
+                    if index % _LINES_PER_TURN == 0:
+                        await asyncio.sleep(0)
 
     # --- the work ------------------------------------------------------------------------------------
 
@@ -212,22 +217,21 @@ class Batcher:
                 for _ in range(self._concurrency)
             ]
             try:
-                await self._note_until_done(job, work, asyncio.gather(*workers))
+                await self._note_until_done(job, work, workers)
             finally:
                 for worker in workers:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
         await self._note(job, work)
 
-    async def _note_until_done(self, job: BatchJob, work: _Work, workers: asyncio.Future[Any]) -> None:
-        while not workers.done():
-            await asyncio.wait((workers,), timeout=_NOTE_EVERY_S)
+    async def _note_until_done(self, job: BatchJob, work: _Work, workers: list[asyncio.Task[None]]) -> None:
+        while any(not worker.done() for worker in workers):
+            await asyncio.wait(workers, timeout=_NOTE_EVERY_S, return_when=asyncio.FIRST_EXCEPTION)
+            for worker in workers:
+                if worker.done():
+                    worker.result()
             if await self._note(job, work) == "cancelling" or time.monotonic() > work.deadline:
-                workers.cancel()
-                with suppress(asyncio.CancelledError):
-                    await workers
                 return
-        workers.result()
 
     async def _take_lines(
         self, job: BatchJob, work: _Work, lines: AsyncIterator[tuple[int, bytes]], taking: asyncio.Lock
@@ -297,15 +301,19 @@ class Batcher:
         if await self._log.note(lease, {"status": "finalizing", "finalizing_at": _now()}) == "cancelling":
             end = "cancelled"
         parts = await self._log.parts(lease)
-        fields: Fields = {"status": end, f"{end}_at": _now()}
+        fields: Fields = {"end": end}
         for kind, name in (("good", "output"), ("bad", "error")):
             names = [part for part in parts if part.startswith(kind)]
             if names:
                 fields[f"{name}_file_id"] = await self._publish(tenant, job, name, names)
-        await self._webhooks.announce(tenant, _EVENTS[end], job.task.batch_id)
-        await self._log.note(lease, fields, outcome="done")
-        for part in parts:
+        await self._log.note(lease, fields)  # from here on the parts are not needed
+        return await self._close(tenant, job, end)
+
+    async def _close(self, tenant: str, job: BatchJob, end: End) -> Outcome:
+        for part in await self._log.parts(job.lease):
             await self._documents.delete_source(tenant, part)
+        await self._webhooks.announce(tenant, _EVENTS[end], job.task.batch_id)
+        await self._log.note(job.lease, {"status": end, f"{end}_at": _now()}, outcome="done")
         return end
 
     async def _publish(self, tenant: str, job: BatchJob, name: str, parts: list[str]) -> str:

@@ -196,6 +196,12 @@ class BatchLog:
         return cast(Status, status.decode()), int(total)
 
     @translated("batches")
+    async def end(self, lease: Lease) -> str | None:
+        """How the batch ends, once its files are written; None before."""
+        found = await self._redis.hget(record_of_job(KIND, lease.tenant, lease.job_id), "end")
+        return None if found is None else str(found.decode())
+
+    @translated("batches")
     async def has_ended(self, tenant: str, job_id: str) -> bool:
         """Whether a batch is final.
 

@@ -2,7 +2,8 @@
 --
 -- KEYS[1]  shoal:{jobs:batch}:job:<job>              as in jobs_enqueue.lua
 -- KEYS[2]  shoal:{jobs:batch}:record:<tenant>:<job>  hash: head (JSON), status, total, completed, failed, <state>_at,
---                                                    errors (JSON), output_file_id, error_file_id, keep_s
+--                                                    errors (JSON), output_file_id, error_file_id, end (the last
+--                                                    status, once the files are written), keep_s
 -- KEYS[3]  shoal:{jobs:batch}:parts:<tenant>:<job>   set: names of the files that hold results
 -- KEYS[4]  shoal:{jobs:batch}:done:<tenant>:<job>    bitmap: lines whose result stands in one of them
 -- KEYS[5]  shoal:{jobs:batch}:stream    KEYS[6]  shoal:{jobs:batch}:dead    as in jobs_finish.lua
