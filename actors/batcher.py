@@ -274,6 +274,7 @@ class Batcher:
             for kind, results in (("good", good), ("bad", bad)):
                 if results:
                     name = f"{kind}-{job.lease.job_id}-{uuid.uuid4().hex}"
+                    await self._log.plan(job.lease, name)
                     await self._store(job.lease.tenant, name, [line for _, line in results])
                     part = Part(
                         name=name,
@@ -310,7 +311,7 @@ class Batcher:
         return await self._close(tenant, job, end)
 
     async def _close(self, tenant: str, job: BatchJob, end: End) -> Outcome:
-        for part in await self._log.parts(job.lease):
+        for part in await self._log.planned(job.lease):
             await self._documents.delete_source(tenant, part)
         await self._webhooks.announce(tenant, _EVENTS[end], job.task.batch_id)
         await self._log.note(job.lease, {"status": end, f"{end}_at": _now()}, outcome="done")

@@ -4,7 +4,8 @@ The gateway accepts, shows and cancels (`Batches`); `actors.batcher` notes resul
 lease. Results themselves are files in the document store; what is noted here is which of them count. The key schema
 stands in the scripts, but for
 
-    shoal:{jobs:batch}:all:<tenant>   zset: batch ids by unix seconds of their creation
+    shoal:{jobs:batch}:all:<tenant>             zset: batch ids by unix seconds of their creation
+    shoal:{jobs:batch}:planned:<tenant>:<job>   set: names of files of results that may exist
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from actors.stores.redis import script, translated
 _PREFIX = "batch_"
 _HEX = frozenset("0123456789abcdef")
 _PAUSE_S = (0.05, 2.0)  # between two tries to write while Redis is away
+_PLANNED_S = 7 * 86_400
 _KEPT = 10_000  # batches of a tenant that are listed
 TIMES = (
     "in_progress_at", "finalizing_at", "completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at",
@@ -218,6 +220,19 @@ class BatchLog:
         """A bitmap of the lines that have a result."""
         found: bytes = await self._redis.get(key_of(KIND, "done", lease.tenant, lease.job_id)) or b""
         return found
+
+    @translated("batches")
+    async def plan(self, lease: Lease, name: str) -> None:
+        """Remember a file of results before it is written: one that is never noted is removed at the end, too."""
+        planned = key_of(KIND, "planned", lease.tenant, lease.job_id)
+        await self._redis.sadd(planned, name)
+        await self._redis.expire(planned, _PLANNED_S)
+
+    @translated("batches")
+    async def planned(self, lease: Lease) -> list[str]:
+        """Names of all files of results, written or not, noted or not."""
+        names = await self._redis.smembers(key_of(KIND, "planned", lease.tenant, lease.job_id))
+        return sorted(name.decode() for name in names)
 
     @translated("batches")
     async def parts(self, lease: Lease) -> list[str]:
