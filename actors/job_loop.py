@@ -156,7 +156,7 @@ class JobLoop:
             task = asyncio.create_task(self._run(lease))
             self._active[task] = lease
             task.add_done_callback(self._active.pop)
-        if not found.leases:
+        if found.drained:
             await self._wait(found)
 
     async def _wait(self, found: LeaseBatch) -> None:

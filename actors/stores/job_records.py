@@ -44,6 +44,7 @@ class LeaseBatch:
     leases: Sequence[Lease]
     last_entry: str
     due_in_s: float | None  # until the next delayed job
+    drained: bool  # nothing was left to take
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -113,7 +113,7 @@ class JobLog:
         Raises:
             Unavailable: the log cannot be reached.
         """
-        last, due_ms, rows = await self._scripts["lease"](
+        last, due_ms, drained, rows = await self._scripts["lease"](
             keys=[key_of(kind, "stream"), key_of(kind, "delayed")],
             args=[
                 key_of(kind, ""),
@@ -128,6 +128,7 @@ class JobLog:
             leases=[lease_of(kind, consumer, row) for row in rows],
             last_entry=last.decode(),
             due_in_s=None if int(due_ms) < 0 else int(due_ms) / 1e3,
+            drained=bool(drained),
         )
 
     @translated("the job log")
