@@ -11,7 +11,7 @@ import fakeredis
 import pytest
 
 from actors.batcher import Batcher
-from actors.errors import FailedEverywhere, InvalidRequest, Overloaded, Unavailable
+from actors.errors import FailedEverywhere, InvalidRequest, NotFound, Overloaded, Unavailable
 from actors.job_loop import JobLoop, JobLoopConfig
 from actors.policies.batches import KIND, BadLine, BatchTask, parse_line
 from actors.stores.batches import Batches, BatchLog
@@ -190,6 +190,15 @@ async def test_a_cancelled_batch_ends_with_what_there_is_and_a_late_one_with_err
     assert (late.status, late.failed) == ("expired", 10)
     errors = await world.results(late.error_file_id)
     assert {one["error"]["code"] for one in errors} == {"batch_expired"}
+
+
+async def test_another_tenants_batch_does_not_exist(world):
+    batch_id = await world.submit([line(0)])
+    for call in (world.batches.get("other", batch_id), world.batches.cancel("other", batch_id, 1)):
+        with pytest.raises(NotFound):
+            await call
+    assert await world.batches.page("other", None, 10) == ([], False)
+    assert [one.id for one in (await world.batches.page(T, None, 10))[0]] == [batch_id]
 
 
 async def test_what_makes_a_file_invalid_is_listed_by_line(world):

@@ -250,6 +250,23 @@ async def test_followers_get_everything_once_whenever_they_come(responses, jobs,
         assert one == written
 
 
+async def test_many_followers_hold_one_connection(responses, jobs, log, redis):
+    ids = [await accepted(responses) for _ in range(10)]
+    readers = [responses.follow("acme", ids[n % 10]) for n in range(200)]
+
+    async def read(reader):
+        return [fact async for facts in reader for fact in facts]
+
+    reading = [asyncio.ensure_future(read(reader)) for reader in readers]
+    await asyncio.sleep(0.3)
+    if not isinstance(redis, fakeredis.FakeAsyncRedis):
+        assert sum(int(one["sub"]) > 0 for one in await redis.client_list()) == 1
+    for lease in (await jobs.lease(KIND, "a", 10)).leases:
+        await log.append(lease, 0, [Began(), said("a", 1), DONE], "done")
+    for found in await asyncio.wait_for(asyncio.gather(*reading), 20):
+        assert found == [Began(), said("a", 1), DONE]
+
+
 async def test_a_follower_that_hears_nothing_looks_for_itself(responses, jobs, log, monkeypatch):
     monkeypatch.setattr("actors.stores.response_log._LOOK_S", 0.05)
     monkeypatch.setattr("actors.stores.notices.Inbox.put", lambda _inbox, _notice: None)
