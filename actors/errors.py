@@ -17,6 +17,7 @@ over the wire with `to_wire` / `from_wire`. Messages are for the caller: no trac
     ├── ClientClosed 499
     ├── Unavailable 503            a part is down; try again
     │   ├── EngineFailed           the engine died or broke under this request
+    │   │   └── FailedEverywhere   so did those of all other replicas that it was given to
     │   └── ReplicaGone            the replica named by a grant is not there any more
     ├── DeadlineExceeded 504
     └── StorageFull 507
@@ -169,6 +170,13 @@ class EngineFailed(Unavailable):
     """The engine died, ran out of memory or broke while it served this request."""
 
     code = "engine_failed"
+
+
+class FailedEverywhere(EngineFailed):
+    """Every replica that ran the request died under it: it may well be the request's own doing."""
+
+    code = "engine_failed_repeatedly"
+    retryable = False
 
 
 class ReplicaGone(Unavailable):

@@ -1,8 +1,8 @@
 """`Gateway`: what happens between a request and its answer, without any transport.
 
-Owns the order of the steps: authenticate, find the model, reserve limits, retrieve, build the prompt, queue,
-stream, settle. `app.main` joins HTTP to it in one process, `app.client` calls it over a handle. Where tokens
-come from is `actors.handles`, how OpenAI's JSON looks is `app.schemas`.
+Owns who may ask for what, under which name, and in which class; the steps of an answer are `actors.answering`.
+`app.main` joins HTTP to it in one process, `app.client` calls it over a handle. How OpenAI's JSON looks is
+`app.schemas`.
 """
 
 from __future__ import annotations
@@ -17,42 +17,36 @@ from typing import Any
 from ray import serve
 
 from actors import telemetry
-from actors.engines.tokens import TokenCounter, counter_for, prompt_tokens
-from actors.errors import (
-    ContextLengthExceeded,
-    InvalidRequest,
-    ModelNotFound,
-    PermissionDenied,
-)
+from actors.answering import Answering, Deadlines, EmbeddingCalls
+from actors.errors import ModelNotFound, PermissionDenied
 from actors.gateway_config import GatewayConfig, GatewayRoutes
 from actors.gateway_direct import DirectCalls
 from actors.handles.embedder import EmbedderClient
-from actors.handles.model import Admission, ModelStream
-from actors.handles.models import ModelDirectory
-from actors.policies.prediction import OutputPredictor
-from actors.policies.prefix import prefix_of
-from actors.rag import Context, RagStage, with_context
+from actors.handles.model import ModelStream
+from actors.policies.batches import BatchTask, Endpoint
+from actors.policies.responses import ResponseTask
+from actors.rag import RagStage
+from actors.stores.batches import Batches
 from actors.stores.catalog import Catalog
 from actors.stores.documents import DocumentStore
+from actors.stores.durable import FSYNC_TIMEOUT_S, DurableWrites
 from actors.stores.jobs import JobLog
 from actors.stores.keys import AuthenticatedKey, KeyStore, open_key
-from actors.stores.limits import LimitStore, Reservation
+from actors.stores.limits import LimitStore
 from actors.stores.pepper import load_pepper
 from actors.stores.redis import connect
+from actors.stores.responses import Responses
 from actors.telemetry import StageClock
 from actors.types import (
     Embeddings,
     GenerationCall,
-    GenerationRequest,
     ModelCard,
     Principal,
+    PriorityClass,
     RetrievalQuery,
     RetrievalResult,
-    Usage,
 )
 
-_CARD_WAIT_S = 2.0  # a model that never had a replica is served without knowing its tokenizer
-_COUNT_IN_THREAD_CHARS = 50_000
 _log = telemetry.logger("gateway")
 
 
@@ -66,6 +60,8 @@ class Gateway(DirectCalls):
         catalog: records of files and vector stores, for the document routes.
         documents: their bodies.
         jobs: where ingestion is enqueued.
+        responses: those that are stored, and those that run in the background.
+        batches: files of requests.
     """
 
     def __init__(self, config: GatewayConfig) -> None:
@@ -73,19 +69,26 @@ class Gateway(DirectCalls):
         self.config = config
         gateway_id = serve.get_replica_context().replica_id.unique_id
         self._routes = GatewayRoutes()
-        self._models = ModelDirectory(gateway_id)
-        self._predictor = OutputPredictor()
         self._pepper = load_pepper(config.auth.pepper_file, config.storage)
         self._redis = connect(config.storage.effective_redis_url)
         self.catalog = Catalog(self._redis)
         self.documents = DocumentStore(config.storage.effective_documents_url)
-        self.jobs = JobLog(self._redis)
+        durability = config.storage.durability
+        self._writes = self._redis
+        if durability == "fsynced":
+            self._writes = connect(config.storage.effective_redis_url, timeout_s=FSYNC_TIMEOUT_S)
+        self.jobs = JobLog(self._redis, durable=DurableWrites(self._writes, durability))
+        self.responses = Responses(self._redis, self.jobs, config.responses)
+        self.batches = Batches(self._redis, self.jobs, config.responses.keep_s)
         self._keys = KeyStore(self._redis, self._pepper, config.auth)
         self._limits = LimitStore(self._redis, expected_gateways=config.expected_gateways)
-        self._counters: dict[str, TokenCounter] = {}
-        self._background: set[asyncio.Task[None]] = set()
-        self._rag = RagStage(config.retrieval) if config.retrieval else None
-        self._embedder = EmbedderClient(config.retrieval.app_name) if config.retrieval else None
+        self._answering = Answering(
+            gateway_id,
+            self._limits,
+            RagStage(config.retrieval) if config.retrieval else None,
+            Deadlines(default_s=config.default_timeout_s, longest_s=config.max_timeout_s),
+        )
+        self._embedder = self._embedding_calls()
 
     def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Take new routes; bad ones are reported and the old ones stay: raising would end the application."""
@@ -118,39 +121,58 @@ class Gateway(DirectCalls):
             ShoalError: anything that goes wrong before the first token.
         """
         principal = _principal(caller, call)
-        timeout_s = min(call.timeout_s or self.config.default_timeout_s, self.config.max_timeout_s)
-        model = await self._models.find(self._routes.aliases.get(call.model, call.model))
-        card = model.card or await model.wait_for_card(_CARD_WAIT_S)
-        request = replace(call.request, cache_salt=self._cache_salt(principal.tenant))
-        context = Context()
+        return await self._answering.generate(
+            replace(caller, principal=principal), self._prepared(call, principal.tenant), clock
+        )
+
+    async def accept(self, caller: AuthenticatedKey, call: GenerationCall) -> ResponseTask:
+        """Check a background response and count it; what is returned can run anywhere and at any time.
+
+        It runs in class `batch`, or in the key's own when the call asks for a class.
+
+        Raises:
+            ModelNotFound, ContextLengthExceeded, NotFound: it could never be answered.
+            RateLimited: the caller's requests are used up.
+        """
+        tier = call.service_tier or PriorityClass.BATCH
+        principal = _principal(caller, replace(call, service_tier=tier))
+        call = self._prepared(call, principal.tenant)
+        call = replace(call, model=await self._answering.check(call))
         if call.retrieval is not None:
-            context = await self._rag_stage().context(principal, request, call.retrieval, clock)
-        request, passages = with_context(request, context, card, self._counter(card))
-        tokens = await _count(card, request)
-        predicted = self._predictor.predict(principal.tenant, request.sampling.max_tokens)
-        expected = self._predictor.expect(principal.tenant, request.sampling.max_tokens)
-        reservation = await self._limits.reserve(caller, tokens + expected * request.sampling.n)
-
-        def settle(usage: Usage | None) -> None:
-            self._settle(principal, model.name, request, reservation, usage)
-
-        admission = Admission(
+            self._answering.rag_stage()
+            for store_id in call.retrieval.vector_store_ids:
+                await self.catalog.generation(principal.tenant, store_id)
+        await self._limits.reserve(caller, 0)
+        return ResponseTask(
+            response_id=call.request.request_id,
             principal=principal,
-            prompt_tokens=tokens,
-            predicted_output_tokens=predicted,
-            timeout_s=timeout_s - clock.elapsed_s(),
-            whole=call.whole,
-            prefix=prefix_of(request),
+            call=call,
+            limits=caller.limits,
+            tenant_limits=caller.tenant_limits,
         )
-        stream = await model.generate(request, admission, clock, settle)
-        telemetry.observe(
-            "shoal_ttft_seconds", stream.ttft_s, model=model.name, class_=principal.priority.value
+
+    async def accept_batch(
+        self, caller: AuthenticatedKey, batch_id: str, endpoint: Endpoint, input_file_id: str
+    ) -> BatchTask:
+        """Count a batch; what is returned can run anywhere and at any time. Its lines count as they run.
+
+        Raises:
+            RateLimited: the caller's requests are used up.
+        """
+        _require(caller.principal, "inference")
+        await self._limits.reserve(caller, 0)
+        settings = self.config.retrieval
+        return BatchTask(
+            batch_id=batch_id,
+            principal=replace(caller.principal, priority=PriorityClass.BATCH),
+            endpoint=endpoint,
+            input_file_id=input_file_id,
+            cache_salt=self._cache_salt(caller.principal.tenant),
+            embedding_model=settings.embedding_model if settings else "",
+            aliases=self._routes.aliases,
+            limits=caller.limits,
+            tenant_limits=caller.tenant_limits,
         )
-        stream.passages = passages
-        stream.headers |= self._limits.headers(reservation)
-        if context.degraded:
-            stream.headers["x-shoal-degraded"] = context.degraded
-        return stream
 
     async def embed(
         self,
@@ -173,19 +195,11 @@ class Gateway(DirectCalls):
         known = self.config.retrieval.embedding_model
         if self._routes.aliases.get(model, model) != known:
             raise ModelNotFound(f"the embedding model {model!r} does not exist; available: {known}", "model")
-        reservation = await self._limits.reserve(caller, sum(_embedding_tokens(item) for item in inputs))
         clock.enter("embed")
-        used = 0
         try:
-            result = await self._embedder.embed(
-                inputs, kind="passage", dimensions=dimensions, timeout_s=self.config.retrieval.embed_timeout_s
-            )
-            used = result.tokens
+            return await self._embedder.embed(caller, known, inputs, dimensions)
         finally:
             clock.enter("other")
-            self._later(self._limits.settle(reservation, used))
-        telemetry.count("shoal_tokens_total", used, model=known, direction="in")
-        return result
 
     async def search(
         self, principal: Principal, query: RetrievalQuery, clock: StageClock | None = None
@@ -196,11 +210,11 @@ class Gateway(DirectCalls):
             NotFound: there is no such vector store.
             Unavailable, DeadlineExceeded: neither index answered.
         """
-        return await self._rag_stage().search(replace(query, tenant=principal.tenant), clock)
+        return await self._answering.rag_stage().search(replace(query, tenant=principal.tenant), clock)
 
     async def models(self) -> list[ModelCard]:
         """What can be asked for: deployed models, their aliases, the embedding model."""
-        cards = [self._models.card(model) for model in await self._models.models()]
+        cards = [self._answering.models.card(model) for model in await self._answering.models.models()]
         by_name = {card.name: card for card in cards}
         for alias, name in self._routes.aliases.items():
             if name in by_name:
@@ -218,7 +232,7 @@ class Gateway(DirectCalls):
 
     async def ready(self) -> dict[str, str]:
         """Application → "ready", or its status in Serve's words; says nothing about tenants."""
-        applications = await self._models.applications()
+        applications = await self._answering.models.applications()
         state = {app.name: "ready" if app.status == "RUNNING" else app.status for app in applications}
         return state if any(app.is_model for app in applications) else {**state, "models": "none deployed"}
 
@@ -228,39 +242,19 @@ class Gateway(DirectCalls):
     async def __del__(self) -> None:
         """Serve awaits this when the replica has drained."""
         if hasattr(self, "_keys"):
-            await asyncio.gather(self._keys.aclose(), self._models.close(), *self._background)
-            await self._redis.aclose()
+            await asyncio.gather(self._keys.aclose(), self._answering.aclose(), self.responses.aclose())
+            await asyncio.gather(self._redis.aclose(), self._writes.aclose())
 
-    def _rag_stage(self) -> RagStage:
-        if self._rag is None:
-            raise InvalidRequest("this system has no retrieval stage", param="retrieval")
-        return self._rag
+    def _embedding_calls(self) -> EmbeddingCalls | None:
+        settings = self.config.retrieval
+        if settings is None:
+            return None
+        return EmbeddingCalls(EmbedderClient(settings.app_name), self._limits, settings.embed_timeout_s)
 
-    def _counter(self, card: ModelCard | None) -> TokenCounter:
-        tokenizer = card.tokenizer if card is not None else ""
-        if tokenizer not in self._counters:
-            self._counters[tokenizer] = counter_for(tokenizer)
-        return self._counters[tokenizer]
-
-    def _settle(
-        self,
-        principal: Principal,
-        model: str,
-        request: GenerationRequest,
-        reservation: Reservation,
-        usage: Usage | None,
-    ) -> None:
-        used = usage.total_tokens if usage is not None else 0
-        self._later(self._limits.settle(reservation, used))
-        if usage is not None:
-            self._predictor.observe(principal.tenant, usage.completion_tokens // max(request.sampling.n, 1))
-            telemetry.count("shoal_tokens_total", usage.prompt_tokens, model=model, direction="in")
-            telemetry.count("shoal_tokens_total", usage.completion_tokens, model=model, direction="out")
-
-    def _later(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+    def _prepared(self, call: GenerationCall, tenant: str) -> GenerationCall:
+        """The call under the model's real name, with the salt that keeps tenants' prefixes apart."""
+        request = replace(call.request, cache_salt=self._cache_salt(tenant))
+        return replace(call, model=self._routes.aliases.get(call.model, call.model), request=request)
 
     def _cache_salt(self, tenant: str) -> str:
         return hmac.new(self._pepper, tenant.encode(), hashlib.sha256).hexdigest()[:32]
@@ -281,31 +275,3 @@ def _principal(caller: AuthenticatedKey, call: GenerationCall) -> Principal:
 def _require(principal: Principal, scope: str) -> None:
     if scope not in principal.scopes and "admin" not in principal.scopes:
         raise PermissionDenied(f"this key lacks the scope {scope!r}; it has: {', '.join(principal.scopes)}")
-
-
-async def _count(card: ModelCard | None, request: GenerationRequest) -> int:
-    """Prompt tokens, as well as the gateway can know them; the engine has the last word.
-
-    Raises:
-        ContextLengthExceeded: the prompt cannot fit, whatever the template adds.
-    """
-    known = card or ModelCard(name="", context_tokens=0, tokenizer="")
-    if _prompt_chars(request) > _COUNT_IN_THREAD_CHARS:
-        tokens = await asyncio.to_thread(prompt_tokens, known, request)
-    else:
-        tokens = prompt_tokens(known, request)
-    overhead = known.template_overhead_tokens * len(request.messages or ())
-    if card is not None and tokens - overhead >= card.context_tokens:
-        raise ContextLengthExceeded(
-            f"the prompt has about {tokens} tokens and this model's context is {card.context_tokens}",
-            param="messages" if request.messages is not None else "prompt",
-        )
-    return tokens
-
-
-def _prompt_chars(request: GenerationRequest) -> int:
-    return len(request.prompt or "") + sum(len(message.content) for message in request.messages or ())
-
-
-def _embedding_tokens(item: str | Sequence[int]) -> int:
-    return len(item) if not isinstance(item, str) else max(1, len(item.encode()) // 4)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from actors.rag import RetrievalSettings
 from actors.stores.config import StorageConfig
 from actors.stores.keys import AuthConfig
+from actors.stores.responses import ResponsesConfig
 
 
 class GatewayConfig(BaseModel):
@@ -21,6 +22,9 @@ class GatewayConfig(BaseModel):
     auth: AuthConfig = Field(default_factory=AuthConfig, description="Who may call.")
     retrieval: RetrievalSettings | None = Field(
         default=None, description="None: this system has no documents and no embeddings."
+    )
+    responses: ResponsesConfig = Field(
+        default_factory=ResponsesConfig, description="Stored and background responses."
     )
     default_timeout_s: float = Field(default=300, gt=0, description="Deadline of a call that names none.")
     max_timeout_s: float = Field(default=3600, gt=0, description="The longest deadline a call may name.")

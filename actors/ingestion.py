@@ -14,15 +14,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
 import numpy as np
 
 from actors.errors import NotFound, Unavailable
 from actors.index.protocol import IndexEntry, Matrix, VectorIndex
 from actors.policies.chunking import Tokenize, cut, document_version, rough_tokens
-from actors.policies.ingestion import IngestionTask
+from actors.policies.ingestion import KIND, IngestionTask
 from actors.stores.catalog import Catalog
 from actors.stores.catalog_records import FileRecord, LastError, StoreFileRecord
 from actors.stores.documents import DocumentStore, DocumentVersion
+from actors.stores.job_records import Lease
 from actors.stores.parsing import BadDocument
 from actors.types import Chunk, Embeddings
 
@@ -60,6 +62,9 @@ class Ingestion:
         embedding: text to vectors.
     """
 
+    kind = KIND
+    subject = "processing this file"
+
     def __init__(
         self,
         documents: DocumentStore,
@@ -73,6 +78,10 @@ class Ingestion:
         self._index = index
         self._parse = parse
         self._embedding = embedding
+
+    def task(self, lease: Lease) -> IngestionTask:
+        """What a job asks for."""
+        return msgspec.convert(lease.payload, IngestionTask)
 
     async def run(self, tenant: str, task: IngestionTask) -> Outcome:
         """Do what a task asks for.

@@ -1,7 +1,8 @@
-"""Takes jobs from the log, keeps their leases alive, and decides what becomes of them.
+"""Takes jobs of one kind from the log, keeps their leases alive, and decides what becomes of them.
 
-The inside of `actors.job_runner.JobRunner`. What a job does is `actors.ingestion`; after a failure,
-`actors.policies.ingestion` says whether and when it is tried again.
+The inside of `actors.job_runner.JobRunner`, which has one loop for each kind of work. What a job does is the work's:
+`actors.ingestion`, `actors.responder`; after a failure, `actors.policies.ingestion` says whether and when it is tried
+again.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import time
 import uuid
 from contextlib import suppress
 from traceback import extract_tb
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from actors import telemetry
 from actors.errors import ShoalError, Unavailable
-from actors.policies.ingestion import KIND, IngestionTask, RetryPolicy, after_failure, unforeseen
+from actors.policies.ingestion import RetryPolicy, after_failure, unforeseen
 from actors.stores.job_records import Lease, LeaseBatch
 from actors.stores.jobs import JobLog
 
@@ -49,21 +50,39 @@ class JobLoopConfig(BaseModel):
 
 
 class Work(Protocol):
-    """What a job makes happen."""
+    """What jobs of one kind make happen."""
 
-    async def run(self, tenant: str, task: IngestionTask) -> str:
-        """Do it, and say what came of it; any exception is a failed attempt."""
+    @property
+    def kind(self) -> str:
+        """The job log's name for them."""
 
-    async def give_up(self, tenant: str, task: IngestionTask, message: str) -> None:
+    @property
+    def subject(self) -> str:
+        """What a job does, in the words that tell a user that it will not be done."""
+
+    def task(self, lease: Lease) -> Any:
+        """What one job asks for.
+
+        Raises:
+            ValidationError: nothing that this version knows.
+        """
+
+    async def run(self, tenant: str, task: Any) -> str:
+        """Do it, and say what came of it; any exception is a failed attempt.
+
+        It may finish the job itself, together with its result; otherwise the loop does.
+        """
+
+    async def give_up(self, tenant: str, task: Any, message: str) -> None:
         """Show the user that it will not be done."""
 
 
 class JobLoop:
-    """Runs ingestion jobs until it is stopped.
+    """Runs jobs until it is stopped.
 
     Args:
         jobs: the log; its blocking client's time-out must be above `poll_s`.
-        work: what runs them; `actors.ingestion.Ingestion` in production.
+        work: what runs them; its kind of jobs is taken.
         config: see `JobLoopConfig`.
     """
 
@@ -98,6 +117,12 @@ class JobLoop:
                 await self._jobs.release(lease)
         self._loops = []
 
+    def drop(self, job_id: str) -> None:
+        """Stop working on a job that was cancelled, if it runs here."""
+        for task, lease in self._active.items():
+            if lease.job_id == job_id:
+                task.cancel()
+
     async def check_health(self) -> None:
         """Return while the loops turn. Redis being away is no fault of this actor.
 
@@ -126,17 +151,17 @@ class JobLoop:
                 await asyncio.sleep(_OUTAGE_PAUSE_S)
 
     async def _take(self, free: int) -> None:
-        found = await self._jobs.lease(KIND, self._consumer, free)
+        found = await self._jobs.lease(self._work.kind, self._consumer, free)
         for lease in found.leases:
             task = asyncio.create_task(self._run(lease))
             self._active[task] = lease
             task.add_done_callback(self._active.pop)
-        if not found.leases:
+        if found.drained:
             await self._wait(found)
 
     async def _wait(self, found: LeaseBatch) -> None:
         # A job that ends frees a place, which is no reason to wake: there was nothing to take.
-        await self._jobs.wait(KIND, found, self._config.poll_s)
+        await self._jobs.wait(self._work.kind, found, self._config.poll_s)
 
     async def _keep_leases(self) -> None:
         while True:
@@ -152,7 +177,7 @@ class JobLoop:
 
     async def _run(self, lease: Lease) -> None:
         try:
-            task = msgspec.convert(lease.payload, IngestionTask)
+            task = self._work.task(lease)
         except msgspec.ValidationError:
             task = None
         try:
@@ -166,7 +191,7 @@ class JobLoop:
         except Exception as error:
             _log.error("job_not_settled", job_id=lease.job_id, error=type(error).__name__)
 
-    async def _settle(self, lease: Lease, task: IngestionTask) -> None:
+    async def _settle(self, lease: Lease, task: Any) -> None:
         if lease.deaths >= self._config.max_deaths:
             await self._give_up(lease, task, "its runner died each time")
             return
@@ -177,16 +202,16 @@ class JobLoop:
             await self._failed(lease, task, error)
             return
         await self._jobs.done(lease)
-        telemetry.count("shoal_ingested_total", outcome=outcome)
+        telemetry.count("shoal_jobs_total", kind=self._work.kind, outcome=outcome)
         _log.info(
             "job_done",
+            kind=self._work.kind,
             job_id=lease.job_id,
             outcome=outcome,
-            file_id=task.file_id,
             seconds=round(time.monotonic() - started, 3),
         )
 
-    async def _failed(self, lease: Lease, task: IngestionTask, error: Exception) -> None:
+    async def _failed(self, lease: Lease, task: Any, error: Exception) -> None:
         surprise = unforeseen(error)
         delay_s = after_failure(
             error,
@@ -207,8 +232,8 @@ class JobLoop:
         else:
             await self._jobs.retry(lease, delay_s, reason, unforeseen=surprise)
 
-    async def _give_up(self, lease: Lease, task: IngestionTask, reason: str) -> None:
-        await self._work.give_up(lease.tenant, task, f"processing this file was given up: {reason}")
+    async def _give_up(self, lease: Lease, task: Any, reason: str) -> None:
+        await self._work.give_up(lease.tenant, task, f"{self._work.subject} was given up: {reason}")
         await self._jobs.dead(lease, reason)
-        telemetry.count("shoal_ingested_total", outcome="dead")
-        _log.error("job_dead", job_id=lease.job_id, file_id=task.file_id, reason=reason)
+        telemetry.count("shoal_jobs_total", kind=self._work.kind, outcome="dead")
+        _log.error("job_dead", kind=self._work.kind, job_id=lease.job_id, reason=reason)

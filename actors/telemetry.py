@@ -51,7 +51,7 @@ _METRICS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "shoal_engine_quarantined": ("gauge", "1 once it died too often", ("model", "replica")),
     "shoal_engine_preemptions_total": ("gauge", "Preemptions since start", ("model", "replica")),
     "shoal_retrieval_degraded_total": ("counter", "Answers with less context than asked", ("reason",)),
-    "shoal_ingested_total": ("counter", "Documents ingested, by outcome", ("outcome",)),
+    "shoal_jobs_total": ("counter", "Durable jobs ended, by outcome", ("kind", "outcome")),
 }
 
 

@@ -1,7 +1,7 @@
 """`shoal`: the command line. Puts the commands together and turns every failure into one line and an exit code.
 
-`ask`, `ingest` and `status` are clients of the public HTTP API; `keys` talks to Redis; `simulate` computes. None of them starts or
-joins Ray. Each command has its module `app.cli_*`.
+`ask`, `ingest` and `status` are clients of the public HTTP API; `keys` and `jobs` talk to Redis; `simulate` computes. None
+of them starts or joins Ray. Each command has its module `app.cli_*`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from typer.exceptions import Abort, Exit, TyperException
 
 from actors.errors import ShoalError
-from app import cli_ask, cli_ingest, cli_keys, cli_simulate, cli_status
+from app import cli_ask, cli_ingest, cli_jobs, cli_keys, cli_simulate, cli_status
 from app.cli_output import CliError, ExitCode, one_line, say
 
 _EPILOG = (
@@ -95,6 +95,7 @@ app.command()(cli_ingest.ingest)
 app.command()(cli_status.status)
 app.command()(cli_simulate.simulate)
 app.add_typer(cli_keys.app, name="keys")
+app.add_typer(cli_jobs.app, name="jobs")
 
 
 def main() -> None:

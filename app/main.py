@@ -22,6 +22,7 @@ from actors.local_services import ChromaServer, NoLocalServices, ValkeyServer
 from actors.ready_gate import ReadyGate
 from actors.retriever import Retriever
 from app.api import build_api
+from app.batch_lines import BatchLines
 from app.config import GatewayArgs, LocalServicesArgs, ModelArgs, ReadyArgs, RetrievalArgs
 
 # Calls that wait would poll in Serve's router; nothing may wait there, so no bound of Serve's is ever met.
@@ -105,5 +106,6 @@ def build_retrieval(args: RetrievalArgs) -> Application:
     )(JobRunner)
     retriever = serve.deployment(name=RETRIEVER_DEPLOYMENT, **_COMMON)(Retriever)
     return retriever.bind(
-        args.with_storage(args.retriever), beside=(embedder, runner.bind(args.with_storage(args.jobs)))
+        args.with_storage(args.retriever),
+        beside=(embedder, runner.bind(args.with_storage(args.jobs), BatchLines)),
     )

@@ -19,6 +19,7 @@ from actors.errors import (
     ClientClosed,
     DeadlineExceeded,
     EngineFailed,
+    FailedEverywhere,
     ReplicaGone,
     ShoalError,
 )
@@ -99,6 +100,7 @@ class Generation:
         self._starts = 0
         self._starting = False  # it has a grant and is on its way to the replica
         self._unwanted = False  # it is to give up the slot to which it is on its way
+        self._deaths = 0  # attempts that failed after they had started
         self._live: list[Attempt] = []  # on replicas: one, or two while a first token is overdue
         self._again: asyncio.Task[None] | None = None
         self._second: asyncio.Task[None] | None = None  # the start elsewhere
@@ -284,6 +286,10 @@ class Generation:
         self._live.remove(attempt)
         if self._live:
             return "cancelled"  # the other one goes on
+        if isinstance(error, ReplicaGone | EngineFailed):
+            self._deaths += 1
+        if self._deaths >= ATTEMPTS:
+            error = FailedEverywhere(f"{ATTEMPTS} replicas failed under this request: {error.message}")
         unseen = self._admission.whole or not self.tokens.taken
         if isinstance(error, CannotResume) and unseen and self._attempts < ATTEMPTS:
             self._restart()

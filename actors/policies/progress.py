@@ -22,7 +22,8 @@ class Made:
     """Tokens and text of one answer, by choice.
 
     Args:
-        request: what was asked; its echoed prompt is no text of the answer.
+        request: what was asked; its echoed prompt is no text of the answer. What it brings of an answer that was
+            begun elsewhere counts as made.
 
     Attributes:
         tokens: over all choices.
@@ -32,6 +33,11 @@ class Made:
         echoed = len(request.prompt or "") if request.echo else 0
         self._choices = [_Choice(text_chars=-echoed) for _ in range(request.sampling.n)]
         self.tokens = 0
+        for choice, begun in zip(self._choices, request.progress, strict=False):
+            choice.token_ids += begun.token_ids
+            choice.text_chars += begun.text_chars
+            choice.finish_reason = begun.finish_reason
+            self.tokens += len(begun.token_ids)
 
     def add(self, delta: TokenDelta) -> None:
         """Take what a replica has delivered."""

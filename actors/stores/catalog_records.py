@@ -16,7 +16,7 @@ from actors.policies.chunking import Chunking
 T = TypeVar("T")
 FileStatus = Literal["in_progress", "completed", "failed", "cancelled"]
 FILE_STATUSES: tuple[FileStatus, ...] = ("in_progress", "completed", "failed", "cancelled")
-Purpose = Literal["assistants", "user_data", "batch"]
+Purpose = Literal["assistants", "user_data", "batch", "batch_output"]
 ErrorCode = Literal["server_error", "unsupported_file", "invalid_file"]
 Attributes = Mapping[str, str | float | bool]
 

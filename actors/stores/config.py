@@ -12,10 +12,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 _FROM_ENV = "env:"
+
+Durability = Literal["memory", "appended", "fsynced"]
 
 
 class StorageConfig(BaseModel):
@@ -37,6 +40,13 @@ class StorageConfig(BaseModel):
     documents_url: str | None = Field(
         default=None,
         description="Object store of documents as an fsspec URL or env:NAME; none: a folder in data_dir.",
+    )
+    durability: Durability = Field(
+        default="appended",
+        description="What Redis must have done with a background response or a batch before it is accepted. "
+        "memory: held it, and what a crash of Redis loses is up to its settings. appended: written it to its "
+        "append-only file, so that kill -9 loses nothing and a power cut about a second. fsynced: had it on the "
+        "disk (WAITAOF), which takes up to a second where appendfsync is everysec.",
     )
     chroma_port: int = Field(default=8801, ge=1, le=65535, description="Loopback port of the local Chroma.")
 

@@ -11,7 +11,11 @@ from typing import Any, Literal
 
 import msgspec
 
-JobState = Literal["waiting", "leased", "done", "dead"]
+JobState = Literal["waiting", "leased", "done", "dead", "cancelled"]
+
+
+class LeaseLost(Exception):
+    """Somebody else owns the job, or it was cancelled: stop, and write nothing more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +44,7 @@ class LeaseBatch:
     leases: Sequence[Lease]
     last_entry: str
     due_in_s: float | None  # until the next delayed job
+    drained: bool  # nothing was left to take
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -75,19 +75,20 @@ class LimitStore:
         self._local = _LocalShare(expected_gateways, now)
         self._outage = Outage(now=now)
 
-    async def reserve(self, key: AuthenticatedKey, tokens: int) -> Reservation:
+    async def reserve(self, key: AuthenticatedKey, tokens: int, *, requests: int = 1) -> Reservation:
         """Take one request and `tokens` tokens from every limit of the key and its tenant, or nothing.
 
         Args:
             key: who asks.
             tokens: what it is expected to take: its prompt and the predicted output. What it takes beyond that
                 is charged by `settle` and is missing from the next minute.
+            requests: 0 for work whose request was counted when it was accepted.
 
         Raises:
             InvalidRequest: no minute would ever be enough for so many tokens.
             RateLimited: with the time after which it would pass, and the x-ratelimit-* headers.
         """
-        buckets = tuple(_buckets(key, tokens))
+        buckets = tuple(one for one in _buckets(key, tokens, requests) if one.cost)
         for bucket in buckets:
             _check_fits(bucket)
         if not buckets:
@@ -191,15 +192,17 @@ class _LocalShare:
             self._tats = {name: tat_s for name, tat_s in self._tats.items() if tat_s > now}
 
 
-def _buckets(key: AuthenticatedKey, tokens: int) -> Iterator[Bucket]:
+def _buckets(key: AuthenticatedKey, tokens: int, requests: int) -> Iterator[Bucket]:
     prefix = f"shoal:{{{key.principal.tenant}}}:limit"
     for owner, name, limits in (
         ("key", f"{prefix}:{key.principal.key_id}", key.limits),
         ("tenant", f"{prefix}:tenant", key.tenant_limits),
     ):
-        requests, most_tokens = limits.requests_per_minute, limits.tokens_per_minute
-        if requests is not None:
-            yield Bucket(name=f"{name}:requests", owner=owner, unit="requests", limit=requests, cost=1)
+        most_requests, most_tokens = limits.requests_per_minute, limits.tokens_per_minute
+        if most_requests is not None:
+            yield Bucket(
+                name=f"{name}:requests", owner=owner, unit="requests", limit=most_requests, cost=requests
+            )
         if most_tokens is not None:
             yield Bucket(name=f"{name}:tokens", owner=owner, unit="tokens", limit=most_tokens, cost=tokens)
 

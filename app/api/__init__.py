@@ -11,7 +11,7 @@ def build_api() -> FastAPI:
     Free of side effects. The gateway is looked up per request: there is none yet when this runs.
     """
     # Routers import their schemas: whoever only names `build_api` does not pay for them.
-    from app.api import chat, completions, embeddings, errors, files, health, models
+    from app.api import batches, chat, completions, embeddings, errors, files, health, models, responses
     from app.api import vector_store_files as store_files
     from app.api import vector_stores as stores
     from app.api.announce import announcing
@@ -28,6 +28,17 @@ def build_api() -> FastAPI:
     )
     app.add_middleware(RequestEdge)
     errors.install(app)
-    for module in (chat, completions, embeddings, models, files, stores, store_files, health):
+    for module in (
+        chat,
+        completions,
+        responses,
+        batches,
+        embeddings,
+        models,
+        files,
+        stores,
+        store_files,
+        health,
+    ):
         app.include_router(module.router)
     return app

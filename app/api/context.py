@@ -46,6 +46,10 @@ class RequestContext:
         self.failure = error
         return error
 
+    def note(self, action: str, error: ShoalError) -> None:
+        """Log what went wrong beside an answer that is good all the same."""
+        log.warning(action, error=error.message)
+
     def past_middleware(self, send: Send) -> Send:
         """What sends the rest of an answer whose head is out."""
         return self.send or send

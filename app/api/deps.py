@@ -122,6 +122,12 @@ class GatewayService(Protocol):
     async def generate(self, caller: Any, call: GenerationCall, clock: StageClock) -> GenerationStream:
         """Start an answer; returns with the first delta at hand, so failures up to there are raised here."""
 
+    async def accept(self, caller: Any, call: GenerationCall) -> Any:
+        """Check a call that is to run in the background; returns the task that the job log takes."""
+
+    async def accept_batch(self, caller: Any, batch_id: str, endpoint: Any, input_file_id: str) -> Any:
+        """Check and count a batch; returns the task that the job log takes."""
+
     async def embed(
         self, caller: Any, model: str, texts: Inputs, clock: StageClock, dimensions: int | None = None
     ) -> Embeddings:
@@ -140,6 +146,8 @@ class Services(Protocol):
     catalog: Any
     documents: Any
     jobs: Any
+    responses: Any
+    batches: Any
 
     async def search(
         self, principal: Principal, query: RetrievalQuery, clock: StageClock | None = None
@@ -202,6 +210,14 @@ class Session:
             raise
         self.context.model = call.model
         return stream
+
+    async def accept(self, call: GenerationCall) -> Any:
+        """Check a call that is to run in the background."""
+        return await self.gateway.accept(self.caller, call)
+
+    async def accept_batch(self, batch_id: str, endpoint: Any, input_file_id: str) -> Any:
+        """Check and count a batch; returns the task that the job log takes."""
+        return await self.gateway.accept_batch(self.caller, batch_id, endpoint, input_file_id)
 
 
 async def _session(request: Request, scope: str | None) -> Session:

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from actors.errors import InvalidRequest, NotFound, PayloadTooLarge, ShoalError
+from actors.errors import FailedEverywhere, InvalidRequest, NotFound, PayloadTooLarge, ShoalError
 from app.schemas.bad_input import error_object, invalid_request
 
 _RETRY_AFTER_S = 1.0  # of a part that is down and did not say
@@ -42,7 +42,11 @@ def error_response(error: ShoalError) -> Response:
     """The HTTP answer to `error`."""
     headers = dict(error.headers)
     retry_after_s = error.retry_after_s
-    if retry_after_s is None and error.status_code == 503:
+    if isinstance(error, FailedEverywhere):
+        headers["x-should-retry"] = (
+            "false"  # OpenAI's clients try a 503 again by themselves: three more would die
+        )
+    elif retry_after_s is None and error.status_code == 503:
         retry_after_s = _RETRY_AFTER_S
     if retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))

@@ -15,7 +15,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.responses import Response, StreamingResponse
 
 from actors.errors import InvalidRequest, StorageFull
-from actors.stores.catalog_records import FileRecord
+from actors.stores.catalog_records import FileRecord, Purpose
 from app.api.deps_documents import Documents, DocumentsCall, FilesCursor
 from app.api.errors import JsonResponse
 from app.schemas.files import clean_filename, deleted_object, file_object, list_object, purpose_of
@@ -77,7 +77,9 @@ async def _pieces(upload: UploadFile) -> AsyncIterator[bytes]:
 @router.get("/v1/files")
 async def list_files(call: Documents, cursor: FilesCursor, purpose: str | None = None) -> Response:
     """One page of files, newest first."""
-    wanted = purpose_of(purpose) if purpose else None
+    wanted: Purpose | None = None
+    if purpose:
+        wanted = "batch_output" if purpose == "batch_output" else purpose_of(purpose)
     page = await call.catalog.files.page(call.tenant, cursor, wanted)
     return JsonResponse(list_object(page, file_object))
 

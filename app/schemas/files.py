@@ -15,7 +15,7 @@ from actors.stores.catalog_records import FileRecord, Page, Purpose
 from app.schemas.bad_input import shown
 
 T = TypeVar("T")
-PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
+PURPOSES: tuple[Purpose, ...] = tuple(one for one in get_args(Purpose) if one != "batch_output")
 _NAME_CHARS = 255
 
 
@@ -53,7 +53,7 @@ def deleted_object(kind: str, id_: str) -> dict[str, Any]:
 
 
 def purpose_of(value: object) -> Purpose:
-    """What the file is for.
+    """What an uploaded file is for.
 
     Raises:
         InvalidRequest: nothing, or something that Shoal has no use for.

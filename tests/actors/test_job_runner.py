@@ -28,6 +28,7 @@ from actors.stores.config import StorageConfig
 from actors.stores.documents import DocumentStore
 from actors.stores.jobs import JobLog, JobLogConfig
 from actors.stores.redis import connect
+from app.batch_lines import BatchLines
 
 T = "acme"
 TEXT = "".join(f"Sentence {n} is about topic {n * n}. " for n in range(120))
@@ -101,7 +102,8 @@ async def test_a_runner_ingests_into_chroma_what_was_attached_before_it_came(sto
         wanted = [(file, Attachment(file_id=file_id, chunking=chunking, attributes={"n": 1}))]
         await catalog.store_files.attach(T, store.id, wanted, jobs)
 
-        runner = Runner(JobRunnerConfig(storage=storage, poll_s=0.2, jobs=JobLogConfig(lease_s=2)))
+        config = JobRunnerConfig(storage=storage, poll_s=0.2, jobs=JobLogConfig(lease_s=2))
+        runner = Runner(config, BatchLines)
         await runner.check_health()
         assert LoadSnapshot.from_stats(await runner.record_autoscaling_stats()).queued == 1.0
         async with asyncio.timeout(20):

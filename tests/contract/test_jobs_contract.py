@@ -246,3 +246,15 @@ async def test_a_wrong_epoch_can_do_nothing(jobs):
     assert not await jobs.heartbeat(forged)
     assert not await jobs.dead(forged, "x")
     assert await jobs.done(lease)
+
+
+async def test_a_runner_is_told_whether_there_is_more_to_take(jobs, redis):
+    for n in range(3):
+        await jobs.enqueue(KIND, "acme", {"n": n})
+    assert not (await jobs.lease(KIND, "a", 2)).drained
+    found = await jobs.lease(KIND, "a", 2)
+    assert (len(found.leases), found.drained) == (1, True)
+    gone, _ = [await jobs.enqueue(KIND, "acme", {"n": n}) for n in (3, 4)]
+    await redis.delete(f"shoal:{{jobs:{KIND}}}:job:{gone}")
+    found = await jobs.lease(KIND, "a", 1)
+    assert (found.leases, found.drained) == ([], False), "a job that is gone says nothing of those behind it"

@@ -3,8 +3,9 @@
 import pytest
 import structlog
 
+from actors.answering import count
 from actors.errors import ContextLengthExceeded, PermissionDenied
-from actors.gateway import Gateway, _count, _principal
+from actors.gateway import Gateway, _principal
 from actors.gateway_config import GatewayRoutes
 from actors.stores.keys import AuthenticatedKey
 from actors.types import (
@@ -55,9 +56,9 @@ def test_a_key_needs_the_scopes_of_what_it_asks_for():
 
 async def test_a_prompt_that_cannot_fit_is_refused_before_the_queue():
     with pytest.raises(ContextLengthExceeded, match="50"):
-        await _count(CARD, request("word " * 60))
-    assert 0 < await _count(CARD, request("word")) < 50
-    assert await _count(None, request("word " * 60)) > 50  # an unknown model: the engine has the last word
+        await count(CARD, request("word " * 60))
+    assert 0 < await count(CARD, request("word")) < 50
+    assert await count(None, request("word " * 60)) > 50  # an unknown model: the engine has the last word
 
 
 class RoutesOnly(Gateway):

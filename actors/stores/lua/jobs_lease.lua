@@ -8,7 +8,7 @@
 -- ARGV[5]  ms without heartbeat after which a lease is another runner's to take
 -- ARGV[6]  ms until a job whose serial is taken is tried again
 --
--- Returns {last entry id, ms until the next delayed job is due or -1,
+-- Returns {last entry id, ms until the next delayed job is due or -1, 1 when nothing is left to take or 0,
 --          {job, entry, tenant, payload, serial, epoch, attempts, deaths, failures, unforeseen,
 --           age in ms}, ...}.
 
@@ -67,13 +67,16 @@ for _, pending in ipairs(left) do
   local claimed = redis.call('XCLAIM', stream, group, consumer, stale, pending[1])
   if claimed[1] and claimed[1][2] then take(claimed[1], true) end
 end
+local drained = 0
 if #leases < most then
-  local fresh = redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', most - #leases, 'STREAMS', stream, '>')
+  local wanted = most - #leases
+  local fresh = redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', wanted, 'STREAMS', stream, '>')
   if fresh then
     for _, entry in ipairs(fresh[1][2]) do take(entry, false) end
   end
+  if not fresh or #fresh[1][2] < wanted then drained = 1 end
 end
 
 local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)
 local due = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
-return {last[1] and last[1][1] or '0-0', due[2] and math.max(0, due[2] - now) or -1, leases}
+return {last[1] and last[1][1] or '0-0', due[2] and math.max(0, due[2] - now) or -1, drained, leases}
