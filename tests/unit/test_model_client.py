@@ -9,6 +9,7 @@ from actors.errors import (
     ClientClosed,
     DeadlineExceeded,
     EngineFailed,
+    FailedEverywhere,
     InvalidRequest,
     ReplicaGone,
 )
@@ -139,6 +140,21 @@ async def test_a_stream_goes_on_from_the_exact_token_on_another_replica(error):
     assert (ticket.returning, ticket.attempt, ticket.prompt_tokens) == (True, 2, 3)
 
 
+async def test_an_answer_that_was_begun_elsewhere_keeps_its_beginning_when_a_replica_dies():
+    begun = Progress(token_ids=(0, 1), text_chars=6)
+    model = client([word(2)])
+    stream, _ = await generate(model, progress=(begun,))
+    first = model._pool.running[0]
+    assert first.request.progress == (begun,)
+    assert model._queue.tickets[0].prompt_tokens == 3, "what is there is read again"
+    first.play(ReplicaGone("x"))
+    await settle()
+    second = model._pool.running[1]
+    assert second.request.progress == (Progress(token_ids=(0, 1, 2), text_chars=9),)
+    second.play(word(3, usage=Usage(1, 4)))
+    assert [d.text async for d in stream] == ["w2 ", "w3 "]
+
+
 async def test_three_replicas_may_die_under_an_answer_then_its_reader_gets_one_error():
     model = client([word(0)])
     stream, settled = await generate(model)
@@ -146,7 +162,7 @@ async def test_three_replicas_may_die_under_an_answer_then_its_reader_gets_one_e
         await settle()
         model._pool.running[number].play(word(number + 1), ReplicaGone(str(number)))
     assert [(await anext(stream)).text for _ in range(4)] == ["w0 ", "w1 ", "w2 ", "w3 "]
-    with pytest.raises(ReplicaGone, match="2"):
+    with pytest.raises(FailedEverywhere, match="3 replicas failed under this request: 2"):
         await anext(stream)
     assert model._queue.ended == ["retried", "retried", "failed"]
     assert settled == [None]
