@@ -1,7 +1,7 @@
 """`shoal`: the command line. Puts the commands together and turns every failure into one line and an exit code.
 
-`ask`, `ingest` and `status` are clients of the public HTTP API; `keys` and `jobs` talk to Redis; `simulate` computes. None
-of them starts or joins Ray. Each command has its module `app.cli_*`.
+`ask`, `ingest` and `status` are clients of the public HTTP API; `keys` and `jobs` talk to Redis; `simulate` computes.
+None of them starts or joins Ray. Each command has its module `app.cli_*`.
 """
 
 from __future__ import annotations

@@ -62,9 +62,7 @@ def test_the_burn_is_the_share_of_late_requests_of_the_last_minute():
     assert burn.share() < 0.002
 
 
-@pytest.mark.parametrize(
-    ("waited_s", "took_s", "late"), [(0.5, 1.0, 0.0), (2.5, 1.0, 1.0), (0.5, 3.0, 1.0)]
-)
+@pytest.mark.parametrize(("waited_s", "took_s", "late"), [(0.5, 1.0, 0.0), (2.5, 1.0, 1.0), (0.5, 3.0, 1.0)])
 def test_a_request_that_waited_or_crawled_beyond_its_slo_is_late(waited_s, took_s, late):
     record = ServiceRecord(ttft_slo_s=2.0, tpot_slo_s=0.2)
     record.answered(held(waited_s=waited_s), load=0.5, now=took_s)
