@@ -55,6 +55,11 @@ class Attempt:
         return self._grant.replica_id
 
     @property
+    def begun(self) -> bool:
+        """It has had its first delta."""
+        return self._begun
+
+    @property
     def ended(self) -> bool:
         """The engine is done with it, or it was left."""
         return self._over

@@ -100,7 +100,7 @@ class Generation:
         self._starts = 0
         self._starting = False  # it has a grant and is on its way to the replica
         self._unwanted = False  # it is to give up the slot to which it is on its way
-        self._deaths = 0  # attempts that failed after they had started
+        self._deaths = 0  # attempts in a row that failed after they had started, with no token between
         self._live: list[Attempt] = []  # on replicas: one, or two while a first token is overdue
         self._again: asyncio.Task[None] | None = None
         self._second: asyncio.Task[None] | None = None  # the start elsewhere
@@ -287,7 +287,8 @@ class Generation:
         if self._live:
             return "cancelled"  # the other one goes on
         if isinstance(error, ReplicaGone | EngineFailed):
-            self._deaths += 1
+            # One that got on meanwhile has stood beside the request that kills.
+            self._deaths = 1 if attempt.begun else self._deaths + 1
         if self._deaths >= ATTEMPTS:
             error = FailedEverywhere(f"{ATTEMPTS} replicas failed under this request: {error.message}")
         unseen = self._admission.whole or not self.tokens.taken

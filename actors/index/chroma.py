@@ -8,7 +8,9 @@ server's CPU per write and the size on disk).
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -16,11 +18,13 @@ import msgspec
 import numpy as np
 
 from actors.errors import Unavailable
-from actors.index.chroma_http import ChromaHttp, Missing
+from actors.index.chroma_http import ChromaHttp, Missing, NotYet
 from actors.index.protocol import IndexEntry, IndexHit, Matrix
 
 _MOST_PER_BATCH = 1000  # the server takes 5,461; smaller batches hold it up less for those who search
 _PROBE = "shoal-probe"
+_TRIES = 5  # of a query that meets the first write of its collection
+_FIRST_WRITE_S = 0.1
 _SAME = 1e-4  # of a cosine distance: nearer than this, two vectors are one
 _NEIGHBOURS = 8  # asked for by `missing`, so that a few equal chunks do not hide each other
 T = TypeVar("T")
@@ -131,8 +135,11 @@ class ChromaIndex:
         def send(one: str) -> Awaitable[Any]:
             return self._request("POST", f"/collections/{one}/{verb}", body, self._read_timeout_s)
 
-        answer: dict[str, Any] | None = await self._with_id(collection, send, create=False)
-        return answer
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(NotYet):
+                return await self._with_id(collection, send, create=False)
+            await asyncio.sleep(_FIRST_WRITE_S)
+        return await self._with_id(collection, send, create=False)
 
     async def _with_id(
         self, collection: str, send: Callable[[str], Awaitable[T]], *, create: bool

@@ -18,11 +18,17 @@ from actors.telemetry import logger
 
 _DATABASE = "/api/v2/tenants/default_tenant/databases/default_database"
 _FULL = ("disk is full", "no space left")  # SQLite's words, and the operating system's
+# What Chroma answers to a query that meets the first write of a collection.
+_NOT_WRITTEN = "Error creating hnsw segment reader: Nothing found on disk"
 _log = logger("index.chroma")
 
 
 class Missing(Exception):
     """The collection does not exist; never leaves `actors.index`."""
+
+
+class NotYet(Unavailable):
+    """The collection is being written for the first time; the same request succeeds a moment later."""
 
 
 class ChromaHttp:
@@ -87,6 +93,8 @@ def _error(response: httpx.Response) -> Exception:
         return Missing(text)
     if any(mark in text.lower() for mark in _FULL):
         return StorageFull("the vector index has no room left to write", retry_after_s=5)
+    if _NOT_WRITTEN in text:
+        return NotYet("the vector index is still writing", retry_after_s=1)
     if "dimension" in text:
         return Conflict("the vectors have another number of dimensions than those in the vector store")
     _log.error("chroma_error", status=response.status_code, answer=text)

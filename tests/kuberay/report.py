@@ -95,11 +95,12 @@ class Report:
         before = await asyncio.to_thread(self._replicas, cluster)
         first.pod.kill()
         began = time.monotonic()
-        await self._until(
-            lambda: cluster.pods["head"] is not first and cluster.pods["head"].ready,
-            _BACK_S,
-            "a new head is Ready",
-        )
+
+        def back() -> bool:
+            head = cluster.pods.get("head")  # between two heads there is none
+            return head is not None and head is not first and head.ready
+
+        await self._until(back, _BACK_S, "a new head is Ready")
         ready_s = time.monotonic() - began
         await asyncio.sleep(self._watch_s)
         # It remembers everything: no replica is replaced, and changes are taken again.

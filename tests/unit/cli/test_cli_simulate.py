@@ -36,9 +36,15 @@ def test_the_table_has_a_row_for_the_oracle_and_one_per_policy(trace):
 
 
 def test_static_is_the_least_pool_that_keeps_the_attainment(trace):
-    result = run(trace, "--mean-demand", "2", "--policy", "static", "--warm-up", "60")
-    assert result.exit_code == 0, result.output
-    assert "static-3" in result.stdout
+    def static(*options):
+        result = run(trace, "--mean-demand", "2", "--policy", "static", "--warm-up", "60", "--json", *options)
+        assert result.exit_code == 0, result.output
+        [line] = [line for line in json.loads(result.stdout) if line["policy"].startswith("static")]
+        return line["policy"], line["attainment"]
+
+    name, attainment = static()
+    assert (name, attainment >= 0.99) == ("static-2", True)
+    assert static("--max-replicas", "1")[1] < 0.99
 
 
 def test_plots_are_written_where_they_are_asked_for(trace, tmp_path):
