@@ -218,6 +218,7 @@ class Ticket:
     avoid: str = (
         ""  # the replica where its first start is stuck: it runs at once on an idle one or not at all
     )
+    suspect: bool = False  # two replicas have died under it in a row: it runs where no other such one does
     prefix: tuple[int, ...] = ()  # chained hashes of the prompt's blocks, salted with the tenant
 
 

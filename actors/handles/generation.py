@@ -206,6 +206,7 @@ class Generation:
             sequences=self._request.sampling.n,
             returning=returning,
             preemptible=self._admission.whole or can_continue(self._request),
+            suspect=self._deaths >= ATTEMPTS - 1,
             prefix=self._admission.prefix,
         )
 

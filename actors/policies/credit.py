@@ -86,6 +86,10 @@ class ReplicaCredit:
         slots = self.free_sequences() + (self.look_ahead if ahead else 0)
         return ticket.sequences <= slots and ticket_tokens(ticket) <= self.free_tokens()
 
+    def has_suspect(self) -> bool:
+        """Does one run here that may have killed two replicas, and has no token yet?"""
+        return any(held.ticket.suspect and not held.produced for held in self.held.values())
+
     def free_sequences(self) -> int:
         """Slots free once those who are leaving have left; negative: so many wait in the engine."""
         return self.max_sequences - self.sequences + self.leaving_sequences

@@ -133,7 +133,9 @@ class Pool:
         able = [
             replica
             for replica in self.usable(now)
-            if replica.replica_id != ticket.avoid and replica.fits(ticket, ahead=ahead)
+            if replica.replica_id != ticket.avoid
+            and replica.fits(ticket, ahead=ahead)
+            and not (ticket.suspect and replica.has_suspect())
         ]
         if not able:
             return None

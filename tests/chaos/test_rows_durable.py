@@ -30,7 +30,7 @@ async def test_row_19_a_request_that_kills_its_replicas_becomes_a_dead_letter_an
         others = [await client.responses.create(**ask, input=words(n, 200)) for n in range(10)]
         for n, other in enumerate(others):
             done = await polled(client, other.id)
-            assert (done.status, done.output_text) == ("completed", words(n, 200))
+            assert (done.status, done.output_text) == ("completed", words(n, 200)), done.error
         failed = await polled(client, poison.id)
         assert (failed.status, failed.error.code) == ("failed", "server_error")
         assert "3 replicas failed under this request" in failed.error.message

@@ -574,3 +574,13 @@ def test_a_second_start_takes_what_is_idle_or_is_refused_and_never_stands_in_lin
     )  # what is left there is a place in line
     assert isinstance(refused, Refused)
     assert len(dispatcher.line) == 0
+
+
+def test_two_under_which_replicas_died_do_not_run_together_until_one_has_a_token():
+    dispatcher = queue(slots=10, replicas=("a", "b"))
+    [one] = dispatcher.submit(ticket("s1", suspect=True), "g", 0.0)
+    [two] = dispatcher.submit(ticket("s2", suspect=True), "g", 0.0)
+    assert one.grant.replica_id != two.grant.replica_id
+    assert dispatcher.submit(ticket("s3", suspect=True), "g", 0.0) == []
+    assert granted(dispatcher.end("s1", "answered", 1.0)) == ["s3"]
+    assert granted(dispatcher.submit(ticket("other"), "g", 1.0)) == ["other"]
