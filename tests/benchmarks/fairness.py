@@ -54,7 +54,7 @@ class Plan:
     shares: tuple[float, ...]  # of the capacity, of each of the two
 
 
-QUICK = Plan(trace_s=7.0, rounds=1, backlog_s=3.0, shares=(SHARE,))
+QUICK = Plan(trace_s=4.0, rounds=1, backlog_s=2.0, shares=(SHARE,))
 FULL = Plan(trace_s=45.0, rounds=2, backlog_s=15.0, shares=(SHARE, HIGH_SHARE))
 
 
