@@ -142,6 +142,10 @@ class ClassLine:
             self._held_total -= self._held.pop(name)
             self._forget_if_inactive(name)
 
+    def others_hold(self, tenant: str) -> bool:
+        """Does any other tenant hold something?"""
+        return len(self._held) > (tenant in self._held)
+
     def share_held(self, tenant: str) -> float:
         """What it holds over its share, by weight, of what all hold: 1 is just that, also for the only tenant."""
         if not self._held_total:

@@ -116,7 +116,10 @@ class Placement:
             if replica.free_sequences() < 0:
                 move([replica], ticket, charged=True)
         if blocked is not None and now - self._nobody_at > _LOOK_AGAIN_S:
-            wanted = self.line.of_class(blocked.principal.priority).waiting(blocked.principal.tenant)
+            line, tenant = self.line.of_class(blocked.principal.priority), blocked.principal.tenant
+            if not line.others_hold(tenant):
+                return leaving  # the usual case: nobody has to be looked for among all who run
+            wanted = line.waiting(tenant)
             replicas = self.pool.usable(now)
             if sum(r.leaving_sequences for r in replicas) < wanted and not move(
                 replicas, blocked, charged=False

@@ -1,4 +1,4 @@
-"""The engines that the contract suite runs over.
+"""The engines and the Redis servers that the contract suites run over.
 
 To add an engine: append one `EngineCase` to `ENGINE_CASES`, whose `build` returns a new engine that is not
 started yet. Everything that is slow or heavy goes into `build` (imports too) or the engine's `start`.
@@ -6,11 +6,13 @@ started yet. Everything that is slow or heavy goes into `build` (imports too) or
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import fakeredis
 import pytest
 import pytest_asyncio
 
@@ -18,6 +20,9 @@ from actors.engines.protocol import LLMEngine
 from actors.engines.scripted import ScriptedConfig, ScriptedEngine
 from actors.engines.vllm import VllmConfig, VllmEngine
 from actors.errors import EngineFailed
+from actors.local_services import ValkeyServer, ValkeyServerConfig
+from actors.stores.config import StorageConfig
+from actors.stores.redis import connect
 from actors.types import GenerationRequest, ModelCard
 
 
@@ -85,3 +90,26 @@ async def running(request: pytest.FixtureRequest) -> AsyncIterator[RunningEngine
         await engine.check_health()
     with pytest.raises(EngineFailed):
         await anext(aiter(engine.generate(GenerationRequest(request_id="after-stop", prompt="Hello"))))
+
+
+@pytest.fixture(scope="module")
+def valkey():
+    """Where a real server of this module is."""
+    folder = Path(tempfile.mkdtemp(prefix="shoal-"))  # short: a socket's path has 107 bytes
+    storage = StorageConfig(data_dir=folder)
+    server = ValkeyServer(ValkeyServerConfig(storage=storage, max_memory_bytes=32 * 2**20))
+    yield storage
+    server.stop()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["fakeredis", "valkey"])
+async def redis(request, valkey):
+    """An empty database, of either kind."""
+    if request.param == "fakeredis":
+        client = fakeredis.FakeAsyncRedis(protocol=2, socket_timeout=None)  # as `connect`: it shows in Lua
+    else:
+        client = connect(valkey.effective_redis_url, timeout_s=5)
+    async with client:
+        await client.flushall()
+        yield client

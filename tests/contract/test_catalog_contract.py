@@ -1,48 +1,20 @@
 """The catalog over both Redis we test with: OpenAI's listings and counts, generations, tenants, atomic changes."""
 
 import asyncio
-import shutil
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
-import fakeredis
 import pytest
 
 from actors.errors import InvalidRequest, NotFound
-from actors.local_services import ValkeyServer, ValkeyServerConfig
 from actors.policies.chunking import Chunking
 from actors.policies.ingestion import KIND
 from actors.stores.catalog import Catalog
 from actors.stores.catalog_keys import scope
 from actors.stores.catalog_records import Attachment, FileRecord, LastError, PageQuery
 from actors.stores.catalog_stores import StoreSettings
-from actors.stores.config import StorageConfig
 from actors.stores.jobs import JobLog
-from actors.stores.redis import connect
 
 T = "acme"
-
-
-@pytest.fixture(scope="module")
-def valkey():
-    folder = Path(tempfile.mkdtemp(prefix="shoal-"))  # short: a socket's path has 107 bytes
-    storage = StorageConfig(data_dir=folder)
-    server = ValkeyServer(ValkeyServerConfig(storage=storage, max_memory_bytes=32 * 2**20))
-    yield storage
-    server.stop()
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(params=["fakeredis", "valkey"])
-async def redis(request, valkey):
-    if request.param == "fakeredis":
-        client = fakeredis.FakeAsyncRedis(protocol=2, socket_timeout=None)  # as `connect`: it shows in Lua
-    else:
-        client = connect(valkey.effective_redis_url, timeout_s=5)
-    async with client:
-        await client.flushall()
-        yield client
 
 
 @pytest.fixture

@@ -2,11 +2,8 @@
 
 import asyncio
 import os
-import shutil
 import signal
-import tempfile
 import time
-from pathlib import Path
 
 import fakeredis
 import pytest
@@ -14,24 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actors.errors import AuthenticationFailed, RateLimited, StorageFull, Unavailable
-from actors.local_services import ValkeyServer, ValkeyServerConfig
 from actors.policies import limits as policy
 from actors.policies.limits import PERIOD_S, Limits
-from actors.stores.config import StorageConfig
 from actors.stores.keys import AuthenticatedKey, KeyStore
 from actors.stores.limits import LimitStore
 from actors.stores.redis import connect, script, translated
 from actors.types import Principal
-
-
-@pytest.fixture(scope="module")
-def valkey():
-    folder = Path(tempfile.mkdtemp(prefix="shoal-"))  # short: a socket's path has 107 bytes
-    storage = StorageConfig(data_dir=folder)
-    server = ValkeyServer(ValkeyServerConfig(storage=storage, max_memory_bytes=32 * 2**20))
-    yield storage
-    server.stop()
-    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -1,22 +1,16 @@
 """Responses over both Redis we test with: one owner writes, everybody reads, whoever cancels wins."""
 
 import asyncio
-import shutil
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import fakeredis
 import pytest
 
 from actors.errors import Conflict, InvalidRequest, NotFound
-from actors.local_services import ValkeyServer, ValkeyServerConfig
 from actors.policies.responses import KIND, Began, Ended, ResponseTask, Said
-from actors.stores.config import StorageConfig
 from actors.stores.job_records import LeaseLost
 from actors.stores.jobs import JobLog, JobLogConfig
 from actors.stores.notices import Notices
-from actors.stores.redis import connect
 from actors.stores.response_log import ResponseLog
 from actors.stores.responses import Responses, ResponsesConfig, StoredResponse
 from actors.types import GenerationCall, GenerationRequest, Message, Principal, TokenDelta
@@ -26,27 +20,6 @@ STORED = StoredResponse(
     head=b"{}", items=b"[]", history=(Message(role="user", content="hi"),), background=True, mark="m"
 )
 DONE = Ended(status="completed", at=1)
-
-
-@pytest.fixture(scope="module")
-def valkey():
-    folder = Path(tempfile.mkdtemp(prefix="shoal-"))  # short: a socket's path has 107 bytes
-    storage = StorageConfig(data_dir=folder)
-    server = ValkeyServer(ValkeyServerConfig(storage=storage, max_memory_bytes=32 * 2**20))
-    yield storage
-    server.stop()
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(params=["fakeredis", "valkey"])
-async def redis(request, valkey):
-    if request.param == "fakeredis":
-        client = fakeredis.FakeAsyncRedis(protocol=2, socket_timeout=None)
-    else:
-        client = connect(valkey.effective_redis_url, timeout_s=5)
-    async with client:
-        await client.flushall()
-        yield client
 
 
 @pytest.fixture

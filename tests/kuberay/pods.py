@@ -77,19 +77,8 @@ class Pod:
         self.folder.mkdir(parents=True)
         (self.folder / "root").mkdir()
         security = {**self.spec["securityContext"], **self.container["securityContext"]}
-        user, group = str(security["runAsUser"]), str(security["runAsGroup"])
-        drop = [
-            "--reuid",
-            user,
-            "--regid",
-            group,
-            "--clear-groups",
-            "--no-new-privs",
-            "--bounding-set",
-            "-all",
-        ]
-        environment = [f"{name}={value}" for name, value in self._environment().items()]
-        inside = ["setpriv", *drop, "env", "-i", *environment, *self.command]
+        user = str(security["runAsUser"])
+        inside = [*self._as_container(), *self.command]
         mounts = [self._mount(mount, user) for mount in self.container["volumeMounts"]]
         boot = {
             "root": str(self.folder / "root"),
