@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -129,17 +128,21 @@ class ChromaIndex:
         def send(one: str) -> Awaitable[Any]:
             return self._request("POST", f"/collections/{one}/{verb}", body, self._write_timeout_s)
 
-        await self._with_id(collection, send, create=create)
+        try:
+            await self._with_id(collection, send, create=create)
+        except NotYet:
+            raise Unavailable("the vector index is still writing", retry_after_s=1) from None
 
     async def _read(self, collection: str, verb: str, body: Any) -> dict[str, Any] | None:
         def send(one: str) -> Awaitable[Any]:
             return self._request("POST", f"/collections/{one}/{verb}", body, self._read_timeout_s)
 
-        for _ in range(_TRIES - 1):
-            with contextlib.suppress(NotYet):
+        for _ in range(_TRIES):
+            try:
                 return await self._with_id(collection, send, create=False)
-            await asyncio.sleep(_FIRST_WRITE_S)
-        return await self._with_id(collection, send, create=False)
+            except NotYet:
+                await asyncio.sleep(_FIRST_WRITE_S)
+        raise Unavailable("the vector index is still writing", retry_after_s=1)
 
     async def _with_id(
         self, collection: str, send: Callable[[str], Awaitable[T]], *, create: bool

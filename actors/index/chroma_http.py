@@ -27,8 +27,8 @@ class Missing(Exception):
     """The collection does not exist; never leaves `actors.index`."""
 
 
-class NotYet(Unavailable):
-    """The collection is being written for the first time; the same request succeeds a moment later."""
+class NotYet(Exception):
+    """The collection is being written for the first time: a moment later it can be read. Stays in `actors.index`."""
 
 
 class ChromaHttp:
@@ -53,6 +53,7 @@ class ChromaHttp:
 
         Raises:
             Missing: there is no such collection.
+            NotYet: it is being written for the first time.
             StorageFull: the server has no room.
             Conflict: the vectors do not fit the collection.
             Unavailable: anything else that is not an answer.
@@ -94,7 +95,7 @@ def _error(response: httpx.Response) -> Exception:
     if any(mark in text.lower() for mark in _FULL):
         return StorageFull("the vector index has no room left to write", retry_after_s=5)
     if _NOT_WRITTEN in text:
-        return NotYet("the vector index is still writing", retry_after_s=1)
+        return NotYet(text)
     if "dimension" in text:
         return Conflict("the vectors have another number of dimensions than those in the vector store")
     _log.error("chroma_error", status=response.status_code, answer=text)

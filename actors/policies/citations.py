@@ -25,7 +25,9 @@ _MARKER = re.compile(
     re.IGNORECASE,
 )
 # The end of the text that may still become a marker: it is held back until the next piece decides.
-_OPEN = re.compile(r"[ \t]*(?:(?P<opener>[\[(【])(?P<inside>[^\[\]()【】\n`]{0,90}))?$")
+_OPEN = re.compile(
+    r"[ \t]*(?:(?P<corner>【[^】\n`]{0,90})|(?P<opener>[\[(])(?P<inside>[^\[\]()【】\n`]{0,90}))?$"
+)
 _PARTIAL = re.compile(
     rf"\^?(?P<words>{_WORD}{{0,2}})(?:(?P<letters>[a-z]*)|#?\d[\d\s,;&#-]*(?:an?|and)?\s*#?\d*)",
     re.IGNORECASE,
@@ -124,8 +126,6 @@ class MarkerFilter:
 
 
 def _may_become_marker(opener: str, inside: str) -> bool:
-    if opener == "【":
-        return True
     found = _PARTIAL.fullmatch(inside)
     if found is None:
         return False

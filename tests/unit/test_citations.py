@@ -99,6 +99,14 @@ def test_a_text_in_pieces_is_cleaned_as_the_whole(pieces):
     assert (streamed, found.marks) == clean("".join(pieces))
 
 
+def test_brackets_within_corner_brackets_do_not_end_them():
+    found = MarkerFilter(5)
+    assert ["".join(found.feed(piece)) for piece in ["It swims 【", "1", "[x]", "】."]] + [found.flush()] == [
+        "It swims", "", "", ".", "",
+    ]  # fmt: skip
+    assert found.marks == [(8, 1)]
+
+
 def test_plain_text_is_not_held_back():
     found = MarkerFilter(3)
     assert [found.feed(piece) for piece in ["Whales", " breathe", " air", " (like", " us)", "."]] == [
